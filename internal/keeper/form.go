@@ -1,0 +1,90 @@
+//go:build linux
+
+package keeper
+
+import (
+	"net/netip"
+	"strconv"
+
+	"github.com/berth-net/berth/internal/sys"
+)
+
+// Form is the identity under which the kernel groups listeners: the family (that of Addr, where a v4-mapped
+// address is IPv6), v6only, the address with its port, and the device.
+type Form struct {
+	Addr   netip.AddrPort `json:"addr"`
+	V6Only bool           `json:"v6only,omitempty"`
+	Device int            `json:"device,omitempty"` // interface index, 0 for any
+}
+
+// Family is the address family of the form's sockets.
+func (f Form) Family() int {
+	if f.Addr.Addr().Is4() {
+		return sys.INET
+	}
+	return sys.INET6
+}
+
+// String is the address as one writes it, with what else tells the form apart.
+func (f Form) String() string {
+	s := f.Addr.String()
+	if f.V6Only && f.Addr.Addr().IsUnspecified() {
+		s += " (v6only)"
+	}
+	if f.Device != 0 {
+		s += " (interface " + strconv.Itoa(f.Device) + ")"
+	}
+	return s
+}
+
+// Overlaps reports whether a connection exists that listeners of both forms could take.
+func (f Form) Overlaps(g Form) bool {
+	if f.Addr.Port() != g.Addr.Port() || f.Device != 0 && g.Device != 0 && f.Device != g.Device {
+		return false
+	}
+	meet := func(a, b netip.Addr) bool {
+		return a.IsValid() && b.IsValid() && (a == b || a.IsUnspecified() || b.IsUnspecified())
+	}
+	a4, a6 := f.covers()
+	b4, b6 := g.covers()
+	return meet(a4, b4) || meet(a6, b6)
+}
+
+// Covers reports whether every connection to g's address would find a listener of form f.
+func (f Form) Covers(g Form) bool {
+	if f.Addr.Port() != g.Addr.Port() || f.Device != 0 && f.Device != g.Device {
+		return false
+	}
+	within := func(a, b netip.Addr) bool {
+		return !b.IsValid() || a.IsValid() && (a == b || a.IsUnspecified())
+	}
+	a4, a6 := f.covers()
+	b4, b6 := g.covers()
+	return within(a4, b4) && within(a6, b6)
+}
+
+// covers is the IPv4 and the IPv6 address that a listener of the form takes; unspecified means all of the family, invalid none.
+func (f Form) covers() (v4, v6 netip.Addr) {
+	addr := f.Addr.Addr().WithZone("")
+	switch {
+	case addr.Is4() || addr.Is4In6():
+		return addr.Unmap(), netip.Addr{}
+	case addr.IsUnspecified() && !f.V6Only:
+		return netip.IPv4Unspecified(), addr
+	}
+	return netip.Addr{}, addr
+}
+
+// Reach is an address of this machine at which a listener of the form can be reached.
+func (f Form) Reach() netip.AddrPort {
+	addr := f.Addr.Addr()
+	switch {
+	case addr.Is4In6() || addr.Is4() && !addr.IsUnspecified():
+		addr = addr.Unmap()
+	case addr.Is4() || addr.IsUnspecified() && !f.V6Only:
+		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	case addr.IsUnspecified():
+		addr = netip.IPv6Loopback()
+	}
+	return netip.AddrPortFrom(addr, f.Addr.Port())
+}

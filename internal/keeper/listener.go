@@ -1,0 +1,296 @@
+//go:build linux
+
+package keeper
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/berth-net/berth/internal/steer"
+	"github.com/berth-net/berth/internal/sys"
+)
+
+// hold opens a waiting room.
+func (k *Keeper) hold(form Form) (Listener, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l, err := k.freshListener(0, form)
+	if err != nil {
+		return Listener{}, err
+	}
+	return l.Listener, nil
+}
+
+// freshListener is a listening socket of the keeper's own, in its group. Where nothing migrates, a generation gets the one
+// on which connections wait.
+func (k *Keeper) freshListener(generation int, form Form) (*listener, error) {
+	if generation != 0 && k.mode == steer.Classic {
+		if l := k.inheritable(k.workers[generation], form); l != nil {
+			l.Generation = generation
+			return l, nil
+		}
+	}
+	sock, err := sys.StreamSocket(form.Family())
+	if err != nil {
+		return nil, err
+	}
+	if form.Family() == sys.INET6 {
+		err = sys.SetV6Only(sock, form.V6Only)
+	}
+	if err == nil {
+		err = k.bind(sock, form)
+	}
+	if err == nil {
+		err = sys.ListenOn(sock, leastBacklog)
+	}
+	var kind sys.Kind
+	if err == nil {
+		kind, err = sys.KindOf(sock)
+	}
+	if err != nil {
+		sock.Close()
+		return nil, fmt.Errorf("listen on %s: %w", form, err)
+	}
+	l := &listener{Listener: Listener{Form: form, Generation: generation, Inode: kind.Inode, Backlog: leastBacklog}, sock: sock, origin: generation}
+	if err := k.join(l); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// join makes a listening socket part of its form's group. Until it is steered to, it gets no connection, unless it is the first.
+func (k *Keeper) join(l *listener) error {
+	g := k.groups[l.Form]
+	if g == nil {
+		var err error
+		if g, err = steer.NewGroup(k.mode); err != nil {
+			l.sock.Close()
+			return fmt.Errorf("steer connections to %s: %w", l.Form, err)
+		}
+		k.groups[l.Form] = g
+		l.Current = true
+	}
+	slot, err := g.Add(l.sock)
+	if err != nil {
+		if l.Current {
+			delete(k.groups, l.Form)
+			g.Close()
+			l.Current = false
+		}
+		// The program keeps a descriptor: shut down, its socket leaves the group.
+		_ = sys.StopListening(l.sock)
+		l.sock.Close()
+		return fmt.Errorf("steer connections to %s: %w", l.Form, err)
+	}
+	k.lastID++
+	l.ID, l.slot = k.lastID, slot
+	k.listeners[l.ID] = l
+	switch {
+	case l.Current:
+		return k.steerForm(l.Form, l.Generation)
+	case k.abandoned(l):
+		// The program closed its listener and made another: nobody would accept on the old one.
+		if err := k.steerForm(l.Form, l.Generation); err != nil {
+			return err
+		}
+		k.closeStale(l.Form)
+	case k.currentGeneration(l.Form) == l.Generation:
+		// One more of the serving generation's listeners of this form, which share.
+		return k.steerForm(l.Form, l.Generation)
+	}
+	return nil
+}
+
+// abandoned reports whether the form's current listeners are of l's own generation and none of its processes has them any more.
+func (k *Keeper) abandoned(l *listener) bool {
+	found := false
+	for _, other := range k.listeners {
+		if other != l && other.Form == l.Form && other.Current {
+			if other.Generation != l.Generation || other.Handed || holds(other.Inode) {
+				return false
+			}
+			found = true
+		}
+	}
+	return found
+}
+
+// closeStale closes the listeners of a form that neither get connections nor have a process.
+func (k *Keeper) closeStale(form Form) {
+	for _, l := range k.listeners {
+		if l.Form == form && !l.Current && !holds(l.Inode) {
+			k.close(l)
+		}
+	}
+}
+
+func (k *Keeper) currentGeneration(form Form) int {
+	for _, l := range k.listeners {
+		if l.Form == form && l.Current {
+			return l.Generation
+		}
+	}
+	return -1
+}
+
+// steer sends the new connections of all forms of a generation to it.
+func (k *Keeper) steer(generation int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	forms := map[Form]bool{}
+	for _, l := range k.listeners {
+		if l.Generation == generation {
+			forms[l.Form] = true
+		}
+	}
+	for form := range forms {
+		if err := k.steerForm(form, generation); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (k *Keeper) steerForm(form Form, generation int) error {
+	var slots []steer.Slot
+	for _, l := range k.sorted() {
+		if l.Form == form && l.Generation == generation {
+			slots = append(slots, l.slot)
+		}
+	}
+	if err := k.groups[form].Steer(slots...); err != nil {
+		return fmt.Errorf("steer %s to generation %d: %w", form, generation, err)
+	}
+	for _, l := range k.listeners {
+		if l.Form == form {
+			l.Current = l.Generation == generation
+		}
+	}
+	return nil
+}
+
+func (k *Keeper) sorted() []*listener {
+	all := make([]*listener, 0, len(k.listeners))
+	for _, l := range k.listeners {
+		all = append(all, l)
+	}
+	slices.SortFunc(all, func(a, b *listener) int { return a.ID - b.ID })
+	return all
+}
+
+func (k *Keeper) probe(p Probe) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := k.listeners[p.Listener]
+	if l == nil {
+		return fmt.Errorf("probe: there is no listener %d", p.Listener)
+	}
+	return k.groups[l.Form].Probe(l.slot, p.From)
+}
+
+func (k *Keeper) queues() []Queue {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	queues := []Queue{}
+	for _, l := range k.sorted() {
+		queues = append(queues, l.queue())
+	}
+	return queues
+}
+
+func (l *listener) queue() Queue {
+	waiting, limit, err := sys.Queue(l.sock)
+	if err != nil {
+		return Queue{ID: l.ID}
+	}
+	return Queue{ID: l.ID, Waiting: waiting, Limit: limit}
+}
+
+// release closes a generation's listeners and forgets the generation once it is gone. A listener on which connections waited
+// before the generation took it over stays: the next one inherits it.
+func (k *Keeper) release(generation int) []Queue {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	queues := []Queue{}
+	for _, l := range k.sorted() {
+		if l.Generation == generation && !(l.Current && l.origin != generation) {
+			queues = append(queues, l.queue())
+			k.close(l)
+		}
+	}
+	if w := k.workers[generation]; w != nil && w.Gone {
+		k.forget(w)
+	}
+	return queues
+}
+
+// close lets go of a listener. If it was the last descriptor, what waits migrates to the current listener of its form.
+func (k *Keeper) close(l *listener) {
+	g := k.groups[l.Form]
+	if err := g.Remove(l.slot); err != nil {
+		k.log.Error("a listener did not leave its group", "listener", l.Form, "err", err)
+	}
+	l.sock.Close()
+	delete(k.listeners, l.ID)
+	for _, other := range k.listeners {
+		if other.Form == l.Form {
+			return
+		}
+	}
+	delete(k.groups, l.Form)
+	g.Close()
+}
+
+func (k *Keeper) refuse(generation int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, l := range k.listeners {
+		if l.Generation == generation || l.Generation == 0 {
+			if err := sys.Unreach(l.sock); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// relay gives a listener away to a process that forwards what waits on it and then closes it.
+func (k *Keeper) relay(r Relay) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := k.listeners[r.Listener]
+	if l == nil {
+		return fmt.Errorf("relay: there is no listener %d", r.Listener)
+	}
+	if !r.To.IsValid() || r.To == (netip.AddrPort{}) {
+		return fmt.Errorf("relay: no address to forward to")
+	}
+	if err := sys.Unreach(l.sock); err != nil {
+		return err
+	}
+	var pid int
+	raw, err := l.sock.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err2 := raw.Control(func(fd uintptr) {
+		pid, err = syscall.ForkExec("/proc/self/exe", []string{relayName, r.To.String()}, &syscall.ProcAttr{
+			Env:   slices.DeleteFunc(os.Environ(), func(kv string) bool { return strings.HasPrefix(kv, "LISTEN_") }),
+			Files: []uintptr{0, 1, 2, fd},
+			Sys:   &syscall.SysProcAttr{Setpgid: true},
+		})
+	})
+	if err == nil {
+		err = err2
+	}
+	if err != nil {
+		return fmt.Errorf("start the relay: %w", err)
+	}
+	k.relays[pid] = struct{}{}
+	k.close(l)
+	return nil
+}

@@ -1,0 +1,285 @@
+//go:build linux
+
+package keeper
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/berth-net/berth/internal/intercept"
+	"github.com/berth-net/berth/internal/sys"
+)
+
+// worker is a generation's process with all that the keeper holds for it.
+type worker struct {
+	Worker
+	notify  *intercept.Listener // nil: its calls are not intercepted
+	outputs []*os.File          // reading ends of its standard output and error
+	bound   map[uint64]bound    // adopted by bind, not listening yet, by inode
+	spare   map[int][]*os.File  // unused sockets made inside its cgroup, by family
+	options []option            // what it set on sockets, where they cannot be read later
+}
+
+// shimSpec is what the keeper tells the shim. The environment and the command travel as the shim's own.
+type shimSpec struct {
+	Dir        string   `json:"dir,omitempty"`
+	Names      []string `json:"names,omitempty"` // LISTEN_FDNAMES of the descriptors that come with it
+	Intercept  bool     `json:"intercept"`
+	Setsockopt bool     `json:"setsockopt"`
+}
+
+// shimReport is what the shim answers: first with the notification descriptor and its spare sockets, and again only if it could not execute.
+type shimReport struct {
+	Step  string        `json:"step,omitempty"` // what failed
+	Errno syscall.Errno `json:"errno,omitempty"`
+	Text  string        `json:"text,omitempty"`
+	Spare []int         `json:"spare,omitempty"` // families of the spare sockets
+	Count int           `json:"count,omitempty"` // notification descriptors among the files: 0 or 1
+}
+
+func (k *Keeper) start(s Start) (Worker, []*os.File, error) {
+	k.mu.Lock()
+	if _, ok := k.workers[s.Generation]; ok || s.Generation <= 0 {
+		k.mu.Unlock()
+		return Worker{}, nil, fmt.Errorf("generation %d is there already", s.Generation)
+	}
+	w := &worker{Worker: Worker{Generation: s.Generation}, bound: map[uint64]bound{}, spare: map[int][]*os.File{}}
+	k.workers[s.Generation] = w
+	handed, names, err := k.hand(w, s.Hand)
+	k.mu.Unlock()
+	if err == nil {
+		err = k.startShim(w, s, handed, names)
+	}
+	if err != nil {
+		k.mu.Lock()
+		k.forget(w)
+		k.mu.Unlock()
+		return Worker{}, nil, err
+	}
+	return w.Worker, w.outputs, nil
+}
+
+// hand makes the generation's fresh listeners.
+func (k *Keeper) hand(w *worker, hands []Hand) (files []*os.File, names []string, err error) {
+	for _, h := range hands {
+		l, err := k.freshListener(w.Generation, h.Form)
+		if err != nil {
+			return nil, nil, err
+		}
+		l.Handed = true
+		name := h.Name
+		if name == "" {
+			name = "unknown" // as sd_listen_fds_with_names(3) calls one without a name
+		}
+		files, names = append(files, l.sock), append(names, name)
+		k.emit(Event{Listening: &l.Listener})
+	}
+	return files, names, nil
+}
+
+func (k *Keeper) startShim(w *worker, s Start, handed []*os.File, names []string) error {
+	ours, theirs, err := sys.SeqpacketPair()
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	defer theirs.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	stdout, stderr, err := w.openOutputs()
+	if err != nil {
+		return err
+	}
+	defer stdout.Close()
+	if stderr != stdout {
+		defer stderr.Close()
+	}
+	attr := &syscall.ProcAttr{
+		Env:   k.environment(s),
+		Files: []uintptr{null.Fd(), stdout.Fd(), stderr.Fd(), theirs.Fd()},
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	if s.Cgroup != "" {
+		dir, err := os.Open(s.Cgroup)
+		if err != nil {
+			return fmt.Errorf("start in the cgroup: %w", err)
+		}
+		defer dir.Close()
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+	}
+	pid, err := syscall.ForkExec("/proc/self/exe", append([]string{shimName, s.Path}, s.Args...), attr)
+	if err != nil {
+		return fmt.Errorf("start a process: %w", err)
+	}
+	k.mu.Lock()
+	w.PID = pid
+	k.mu.Unlock()
+	theirs.Close()
+	spec, err := json.Marshal(shimSpec{Dir: s.Dir, Names: names, Intercept: true, Setsockopt: k.means.Adoption == AdoptReplace})
+	if err != nil {
+		return err
+	}
+	if err := sys.SendMessage(ours, spec, handed...); err != nil {
+		return err
+	}
+	report, files, err := receiveReport(ours)
+	if err != nil {
+		return err
+	}
+	if report.Step != "" {
+		closeAll(files)
+		if report.Step == stepFilter && len(s.Hand) == 0 {
+			k.means.Intercept, k.means.InterceptWhy = false, report.Text
+		}
+		return report.err(s)
+	}
+	k.mu.Lock()
+	if report.Count == 1 && len(files) > 0 {
+		w.notify = intercept.NewListener(files[0])
+		files = files[1:]
+	} else {
+		k.means.Intercept, k.means.InterceptWhy = false, report.Text
+	}
+	for i, family := range report.Spare {
+		if i < len(files) {
+			w.spare[family] = append(w.spare[family], files[i])
+		}
+	}
+	notify := w.notify
+	k.mu.Unlock()
+	if notify != nil {
+		go k.answerCalls(w, notify)
+	}
+	if err := sys.SendMessage(ours, []byte("go")); err != nil {
+		return err
+	}
+	// The socket closes when the command is executed.
+	report, files, err = receiveReport(ours)
+	closeAll(files)
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return report.err(s)
+}
+
+func receiveReport(sock *os.File) (shimReport, []*os.File, error) {
+	buf := make([]byte, 4096)
+	n, files, err := sys.ReceiveMessage(sock, buf)
+	if err != nil {
+		return shimReport{}, nil, err
+	}
+	var r shimReport
+	if err := json.Unmarshal(buf[:n], &r); err != nil {
+		closeAll(files)
+		return shimReport{}, nil, err
+	}
+	return r, files, nil
+}
+
+func (r shimReport) err(s Start) error {
+	switch r.Step {
+	case stepExec:
+		return fmt.Errorf("execute %s: %w", s.Path, r.Errno)
+	case stepDir:
+		return fmt.Errorf("change to the folder %s: %w", s.Dir, r.Errno)
+	}
+	return fmt.Errorf("%s: %s", r.Step, r.Text)
+}
+
+// environment is the keeper's, without what a service manager meant for the keeper alone.
+func (k *Keeper) environment(s Start) []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		switch name, _, _ := strings.Cut(kv, "="); name {
+		case "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC",
+			"JOURNAL_STREAM", "BERTH_SERVICE", "BERTH_GENERATION", "BERTH_KEEPER":
+		default:
+			env = append(env, kv)
+		}
+	}
+	env = append(env, "BERTH_SERVICE="+k.config.Name, "BERTH_GENERATION="+strconv.Itoa(s.Generation), "BERTH_KEEPER="+strconv.Itoa(os.Getpid()))
+	return append(env, s.Env...)
+}
+
+// openOutputs makes the program's standard output and error: terminals if ours are, one file if ours are one.
+func (w *worker) openOutputs() (stdout, stderr *os.File, err error) {
+	open := func(like *os.File) (*os.File, error) {
+		make := sys.OutputPipe
+		if sys.IsTerminal(like) {
+			make = func() (*os.File, *os.File, error) { return sys.OutputTerminal(like) }
+		}
+		read, program, err := make()
+		if err != nil {
+			return nil, err
+		}
+		w.outputs = append(w.outputs, read)
+		w.Outputs++
+		return program, nil
+	}
+	if stdout, err = open(os.Stdout); err != nil {
+		return nil, nil, err
+	}
+	if sys.SameFile(os.Stdout, os.Stderr) {
+		return stdout, stdout, nil
+	}
+	if stderr, err = open(os.Stderr); err != nil {
+		stdout.Close()
+		return nil, nil, err
+	}
+	return stdout, stderr, nil
+}
+
+// answerCalls answers a generation's notifications until no process of it is left.
+func (k *Keeper) answerCalls(w *worker, notify *intercept.Listener) {
+	for {
+		call, err := notify.Recv()
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				k.log.Error("notifications of a generation can't be read any more", "generation", w.Generation, "err", err)
+			}
+			break
+		}
+		k.mu.Lock()
+		err = k.adopt(w, call)
+		k.mu.Unlock()
+		if err != nil {
+			k.log.Debug("a caller went away while it was answered", "generation", w.Generation, "err", err)
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	notify.Close()
+	if k.workers[w.Generation] == w {
+		w.Gone = true
+		k.emit(Event{Gone: w.Generation})
+	}
+}
+
+// forget lets go of what is held for a generation, but for its listeners.
+func (k *Keeper) forget(w *worker) {
+	delete(k.workers, w.Generation)
+	if w.notify != nil {
+		w.notify.Close()
+	}
+	closeAll(w.outputs)
+	for _, spares := range w.spare {
+		closeAll(spares)
+	}
+	for _, b := range w.bound {
+		if b.sock != nil {
+			b.sock.Close()
+		}
+	}
+}
