@@ -14,6 +14,8 @@ type Activity struct {
 	// Open says that the last payload ended like a part of an HTTP message that goes on, and that responses on this
 	// connection weren't seen to end that way.
 	Open bool
+	// Complete says that the last payload ended a chunked HTTP body: the response is over.
+	Complete bool
 }
 
 // fadeShift: each new request takes 1/8 off the longest gap, so that one hiccup of the server's doesn't last.

@@ -51,7 +51,7 @@ type Progress struct {
 	Connections int // seen so far
 	Closed      int // ended by themselves: by the client, or by the program unasked
 	Ended       int // ended politely
-	Met         int // of those ended, the ones that met a request of the client's; only an Order can tell
+	Met         int // of those ended, the ones that met a request, though it may have been answered; only an Order can tell
 	Asked       int // the program has been made to read an end of file and hasn't closed yet
 	Idle        int // nothing in flight, but not ended (yet)
 	InFlight    int // a request is in flight, or nobody can tell
@@ -86,6 +86,7 @@ type Drainer struct {
 	walkDue  bool // a connection's holder is out of date
 	rhythm   time.Duration
 	started  time.Duration
+	calm     int // how many sweeps in a row nothing was in a queue or half open
 	settled  int // how many sweeps in a row have found nothing to wait for
 	result   Result
 	mu       sync.Mutex // guards progress only
@@ -139,7 +140,8 @@ func (d *Drainer) Run(ctx context.Context) (Result, error) {
 	defer timer.Stop()
 	for {
 		now := sys.Monotonic()
-		if now >= sweepAt {
+		// The kernel's walk may take a CPU for milliseconds, which a program that is about to close needs more.
+		if now >= sweepAt && (now >= d.askedAt+sweepEvery || now >= sweepAt+10*sweepEvery) {
 			if err := d.sweep(now); err != nil {
 				return d.finish(), fmt.Errorf("can't drain: %w", err)
 			}
@@ -156,12 +158,12 @@ func (d *Drainer) Run(ctx context.Context) (Result, error) {
 		d.result.Busy += end - now
 		d.publish()
 		if d.waitsForNothing() {
-			sweepAt = min(sweepAt, end+pollEvery) // to make sure
+			sweepAt = min(sweepAt, end+max(pollEvery, sweepTook)) // to make sure
 		}
 		if d.settled >= 2 || ctx.Err() != nil {
 			return d.finish(), nil
 		}
-		timer.Reset(max(min(next, sweepAt)-end, pollEvery/10))
+		timer.Reset(max(min(next, max(sweepAt, d.askedAt+sweepEvery))-end, pollEvery/10))
 		select {
 		case <-ctx.Done():
 		case <-timer.C:
@@ -355,15 +357,19 @@ func (d *Drainer) reckon(now time.Duration) {
 // waitsForNothing reports whether everything known is over, or idle and to be left alone.
 func (d *Drainer) waitsForNothing() bool {
 	if d.result.Waiting > 0 || len(d.halfOpen) > 0 {
+		d.calm = 0
 		return false
 	}
+	d.calm++
 	for _, c := range d.connections {
 		if c.asked || !c.idle || d.mayEnd(c) {
 			return false
 		}
 	}
+	// While nothing is on its way to the generation, no stranger can turn out to be one of its connections: two walks later all
+	// that it has accepted have been found. Other generations' come and go all the time.
 	for _, f := range d.foreign {
-		if f.walks < 2 {
+		if f.walks < 2 && d.calm <= 2 {
 			return false
 		}
 	}
@@ -534,6 +540,7 @@ func (d *Drainer) end(c *connection, o outlook) error {
 		return err
 	}
 	c.asked, c.askedAt = true, sys.Monotonic()
+	d.askedAt = c.askedAt
 	d.config.Log.Debug("connection ended while idle", "local", c.id.Local, "remote", c.id.Remote)
 	return nil
 }

@@ -113,10 +113,10 @@ func TestStream(t *testing.T) {
 			c := run(t, s, 16, "/stream", 10*time.Millisecond, true)
 			r := drain(t, s.config(), 3*time.Second)
 			c.end()
-			if c.cut.Load() != 0 {
+			// Only an Order sees that a response's last chunk has left; otherwise the clients don't pause for long enough.
+			if c.cut.Load() != 0 || set.ordered && c.idle.Load() < 16 {
 				t.Errorf("%v; %+v", c, r)
 			}
-			t.Logf("%v; %+v", c, r)
 		})
 	}
 }

@@ -99,7 +99,7 @@ type value struct {
 	GapNow                   uint64 // longest of the present response
 	InEnd, OutEnd            uint32 // sequence number after the newest payload
 	Responses                uint32
-	Open                     uint8 // how the last payload out ended: endsLine, endsHead or neither
+	Open                     uint8 // how the last payload out ended: endsLine, endsHead, endsBody or none of these
 	OpenEnds                 uint8 // the ways in which a whole response has ended here
 	_                        [2]byte
 }
@@ -120,6 +120,7 @@ const (
 
 	endsLine = 1 // CR LF: a chunk, though not the last one
 	endsHead = 2 // CR LF CR LF: a header, though not the end of a chunked body
+	endsBody = 4 // the end of a chunked body
 
 	// A payload that leaves so soon after an ACK was waiting for it (Nagle, a full window): the handler wrote it earlier.
 	ackClocked = 200 * time.Microsecond
@@ -132,7 +133,8 @@ func (v *value) activity() Activity {
 		LastOut:   time.Duration(v.LastOut),
 		Gap:       time.Duration(max(v.Gap, v.GapNow)),
 		Responses: v.Responses,
-		Open:      v.Open != 0 && v.Open&v.OpenEnds == 0,
+		Open:      v.Open&(endsLine|endsHead) != 0 && v.Open&v.OpenEnds == 0,
+		Complete:  v.Open == endsBody,
 	}
 }
 
@@ -328,21 +330,27 @@ func egressProgram(mapFD int) asm.Instructions {
 	), pass())
 }
 
-// ending replaces the payload's length in R8 by how it ends. A payload that ends with CR LF, though not with a chunked body's end
-// ("0 CR LF CR LF"), is a response in the middle of which more is to come, unless the protocol ends its responses so.
+// ending replaces the payload's length in R8 by how it ends. One that ends with CR LF is part of an HTTP message that goes on, unless the
+// protocol ends its responses so; one that ends with an empty chunk ("0 CR LF CR LF" after CR LF, or alone) ends a chunked body.
 func ending() asm.Instructions {
-	const crlf, crlfcrlf, lastChunk = 0x0d0a, 0x0d0a0d0a, 0x30
-	return asm.Instructions{
+	const crlf, crlfcrlf, zero = 0x0d0a, 0x0d0a0d0a, '0'
+	// tail loads the last bytes of the packet, so many of them, to the stack.
+	tail := func(n int32, at int32) asm.Instructions {
+		return asm.Instructions{
+			asm.Mov.Reg(asm.R1, asm.R6),
+			asm.LoadMem(asm.R2, asm.R6, skbLen, asm.Word),
+			asm.Sub.Imm(asm.R2, n),
+			asm.Mov.Reg(asm.R3, asm.RFP),
+			asm.Add.Imm(asm.R3, at),
+			asm.Mov.Imm(asm.R4, min(n, 5)),
+			asm.FnSkbLoadBytes.Call(),
+			asm.JNE.Imm(asm.R0, 0, "ended"),
+		}
+	}
+	return slices.Concat(asm.Instructions{
 		asm.Mov.Imm(asm.R9, 0),
 		asm.JLT.Imm(asm.R8, 5, "ended"),
-		asm.Mov.Reg(asm.R1, asm.R6),
-		asm.LoadMem(asm.R2, asm.R6, skbLen, asm.Word),
-		asm.Sub.Imm(asm.R2, 5),
-		asm.Mov.Reg(asm.R3, asm.RFP),
-		asm.Add.Imm(asm.R3, stackTail+3), // so that the last four bytes are aligned
-		asm.Mov.Imm(asm.R4, 5),
-		asm.FnSkbLoadBytes.Call(),
-		asm.JNE.Imm(asm.R0, 0, "ended"),
+	}, tail(5, stackTail+3), asm.Instructions{ // so that the last four are aligned
 		asm.LoadMem(asm.R1, asm.RFP, stackTail+4, asm.Word),
 		asm.HostTo(asm.BE, asm.R1, asm.Word),
 		asm.JEq.Imm(asm.R1, crlfcrlf, "head"),
@@ -350,9 +358,17 @@ func ending() asm.Instructions {
 		asm.JNE.Imm(asm.R1, crlf, "ended"),
 		asm.Mov.Imm(asm.R9, endsLine),
 		asm.Ja.Label("ended"),
-		asm.LoadMem(asm.R1, asm.RFP, stackTail+3, asm.Byte).WithSymbol("head"),
-		asm.JEq.Imm(asm.R1, lastChunk, "ended"),
-		asm.Mov.Imm(asm.R9, endsHead),
+
+		asm.Mov.Imm(asm.R9, endsHead).WithSymbol("head"),
+		asm.LoadMem(asm.R1, asm.RFP, stackTail+3, asm.Byte),
+		asm.JNE.Imm(asm.R1, zero, "ended"),
+		asm.JEq.Imm(asm.R8, 5, "body"),
+		asm.JLT.Imm(asm.R8, 7, "ended"),
+	}, tail(7, stackTail), asm.Instructions{
+		asm.LoadMem(asm.R1, asm.RFP, stackTail, asm.Half),
+		asm.HostTo(asm.BE, asm.R1, asm.Half),
+		asm.JNE.Imm(asm.R1, crlf, "ended"),
+		asm.Mov.Imm(asm.R9, endsBody).WithSymbol("body"),
 		asm.Mov.Reg(asm.R8, asm.R9).WithSymbol("ended"),
-	}
+	})
 }

@@ -64,7 +64,9 @@ func TestOrderReadsPackets(t *testing.T) {
 		{"out, without payload", o.programs[1], packet(true, false, 6, ""), nil},
 		{"out, a byte", o.programs[1], packet(false, false, 6, "\n"), &value{LastOut: 1, OutEnd: 0xfffffff1, Responses: 1}},
 		{"out, a chunk", o.programs[1], packet(false, false, 6, "5\r\nhello\r\n"), &value{LastOut: 1, OutEnd: 0xfffffffa, Responses: 1, Open: endsLine}},
-		{"out, the last chunk", o.programs[1], packet(false, false, 6, "0\r\n\r\n"), &value{LastOut: 1, OutEnd: 0xfffffff5, Responses: 1}},
+		{"out, the last chunk", o.programs[1], packet(false, false, 6, "0\r\n\r\n"), &value{LastOut: 1, OutEnd: 0xfffffff5, Responses: 1, Open: endsBody}},
+		{"out, two chunks", o.programs[1], packet(false, false, 6, "1\r\nx\r\n0\r\n\r\n"), &value{LastOut: 1, OutEnd: 0xfffffffb, Responses: 1, Open: endsBody}},
+		{"out, a chunk of a line", o.programs[1], packet(false, false, 6, "4\r\n10\r\n\r\n"), &value{LastOut: 1, OutEnd: 0xfffffff9, Responses: 1, Open: endsHead}},
 		{"out, a header", o.programs[1], packet(true, false, 6, "A: b\r\n\r\n"), &value{LastOut: 1, OutEnd: 0xfffffff8, Responses: 1, Open: endsHead}},
 	} {
 		if verdict, _, err := tt.program.Test(tt.packet); err != nil || verdict != 1 {
@@ -130,7 +132,7 @@ func TestOrderOfRequests(t *testing.T) {
 			}
 		}
 	}
-	if a, _ := s.order.Lookup(cookie); a.Open || a.Gap < 15*ms || a.LastOut <= a.LastIn {
+	if a, _ := s.order.Lookup(cookie); a.Open || !a.Complete || a.Gap < 15*ms || a.LastOut <= a.LastIn {
 		t.Errorf("after a stream: %+v", a)
 	}
 }

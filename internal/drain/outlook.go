@@ -80,6 +80,9 @@ func (a Activity) outlook(quiet, rhythm time.Duration) outlook {
 	if a.LastOut <= a.LastIn {
 		return outlook{phase: inFlight, since: a.LastIn, earliest: a.LastIn}
 	}
+	if a.Complete {
+		return outlook{phase: answered, since: a.LastOut, earliest: a.LastOut, patience: quiet}
+	}
 	patience := max(quiet, 2*a.Gap)
 	if a.Responses < ownRhythm {
 		patience = max(patience, 2*min(rhythm, rhythmCap))

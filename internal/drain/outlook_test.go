@@ -28,6 +28,7 @@ func TestOutlook(t *testing.T) {
 		{"young, in a generation that streams", answer(30*ms, 0, 1, false), false, false},
 		{"young, after a stream's rhythm", answer(41*ms, 0, 1, false), true, true},
 		{"between two chunks", answer(500*ms, 0, 99, true), false, false},
+		{"after the last chunk", Activity{LastIn: now - 50*ms, LastOut: now - 3*ms, Gap: 20 * ms, Complete: true}.outlook(DefaultQuiet, 20*ms), true, true},
 		{"no more chunks came", answer(1100*ms, 0, 99, true), true, true},
 		{"silent", outlook{phase: silent, since: now - Silence/2}, false, false},
 		{"silent for long", outlook{phase: silent, since: now - Silence}, true, true},

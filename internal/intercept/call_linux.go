@@ -75,6 +75,15 @@ func reach(err error) error {
 	return err
 }
 
+// lookedUp is the error of something that was looked up by TID or FD: if the caller is gone, that and nothing else, for the number may
+// be another's by now.
+func (c *Call) lookedUp(err error) error {
+	if gone := c.Valid(); gone != nil {
+		return gone
+	}
+	return reach(err)
+}
+
 // Socket returns a duplicate of what the caller's descriptor refers to.
 func (c *Call) Socket() (*os.File, error) {
 	pidfd, err := c.pidfd()
@@ -92,21 +101,25 @@ func (c *Call) pidfd() (*os.File, error) {
 	}
 	pidfd, err := sys.PidfdOpen(c.TID, sys.PIDFD_THREAD)
 	if errors.Is(err, syscall.EINVAL) {
-		leader, err := c.leader()
-		if err != nil {
-			return nil, err
+		var leader int
+		if leader, err = c.leader(); err == nil {
+			pidfd, err = sys.PidfdOpen(leader, 0)
 		}
-		pidfd, err = sys.PidfdOpen(leader, 0)
-		return pidfd, reach(err)
 	}
-	return pidfd, reach(err)
+	if err := c.lookedUp(err); err != nil {
+		if pidfd != nil {
+			pidfd.Close()
+		}
+		return nil, err
+	}
+	return pidfd, nil
 }
 
 // leader is the pid of the caller's process.
 func (c *Call) leader() (int, error) {
 	status, err := os.ReadFile(c.proc("status"))
 	if err != nil {
-		return 0, reach(err)
+		return 0, err
 	}
 	_, rest, _ := bytes.Cut(status, []byte("\nTgid:"))
 	line, _, _ := bytes.Cut(rest, []byte("\n"))
@@ -120,12 +133,10 @@ func (c *Call) leader() (int, error) {
 // duplicate returns a duplicate of one of the caller's descriptors.
 func (c *Call) duplicate(pidfd *os.File, fd int) (*os.File, error) {
 	file, err := sys.PidfdGetfd(pidfd, fd)
-	if err != nil {
-		return nil, reach(err)
-	}
-	// A pidfd made by number may be another's, if the caller has died.
-	if err := c.Valid(); err != nil {
-		file.Close()
+	if err := c.lookedUp(err); err != nil {
+		if file != nil {
+			file.Close()
+		}
 		return nil, err
 	}
 	return file, nil

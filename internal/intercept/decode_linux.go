@@ -99,14 +99,8 @@ func (l *Listener) read(c *Call, addr uint64, length int) ([]byte, error) {
 	if err == nil && n < length {
 		err = fmt.Errorf("only %d of %d bytes at %#x are mapped", n, length, addr)
 	}
-	if err != nil {
-		err = fmt.Errorf("the caller's memory: %w", reach(err))
-	} else {
-		// The thread that was read is the caller only if the caller still waits: a thread id is used again.
-		err = c.Valid()
-	}
-	if err != nil {
-		return nil, err
+	if err := c.lookedUp(err); err != nil {
+		return nil, fmt.Errorf("the caller's memory: %w", err)
 	}
 	return buf, nil
 }

@@ -22,10 +22,7 @@ type Flags struct {
 func (c *Call) Flags() (Flags, error) {
 	name := c.proc("fdinfo/" + strconv.Itoa(c.FD))
 	info, err := os.ReadFile(name)
-	if err != nil {
-		return Flags{}, reach(err)
-	}
-	if err := c.Valid(); err != nil {
+	if err := c.lookedUp(err); err != nil {
 		return Flags{}, err
 	}
 	for line := range strings.Lines(string(info)) {
@@ -53,10 +50,11 @@ func (c *Call) Inode() (uint64, error) {
 func (c *Call) stat() (*syscall.Stat_t, error) {
 	var st syscall.Stat_t
 	name := c.proc("fd/" + strconv.Itoa(c.FD))
-	if err := syscall.Stat(name, &st); err != nil {
-		return nil, reach(&os.PathError{Op: "stat", Path: name, Err: err})
+	err := syscall.Stat(name, &st)
+	if err != nil {
+		err = &os.PathError{Op: "stat", Path: name, Err: err}
 	}
-	if err := c.Valid(); err != nil {
+	if err := c.lookedUp(err); err != nil {
 		return nil, err
 	}
 	if st.Mode&syscall.S_IFMT != syscall.S_IFSOCK {
@@ -68,8 +66,5 @@ func (c *Call) stat() (*syscall.Stat_t, error) {
 // Protocol returns the kernel's name for the protocol of the caller's socket: TCP, TCPv6, MPTCP, UNIX … It works where Socket is refused.
 func (c *Call) Protocol() (string, error) {
 	name, err := sys.SocketProtocol(c.proc("fd/" + strconv.Itoa(c.FD)))
-	if err != nil {
-		return "", reach(err)
-	}
-	return name, c.Valid()
+	return name, c.lookedUp(err)
 }

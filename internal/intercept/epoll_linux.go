@@ -27,27 +27,26 @@ func (c *Call) registrations() ([]registration, error) {
 	if err != nil {
 		return nil, err
 	}
-	fds, err := os.ReadDir(c.proc("fd"))
+	found, err := findRegistrations(c.proc(""), c.FD, st.Ino, st.Dev)
+	return found, c.lookedUp(err)
+}
+
+// findRegistrations looks through the epolls of the process under proc.
+func findRegistrations(proc string, fd int, ino, dev uint64) ([]registration, error) {
+	fds, err := os.ReadDir(proc + "fd")
 	if err != nil {
-		return nil, reach(err)
+		return nil, err
 	}
 	var found []registration
 	for _, entry := range fds {
-		link, err := os.Readlink(c.proc("fd/" + entry.Name()))
-		if link != "anon_inode:[eventpoll]" {
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // another thread closed it
-				return nil, reach(err)
-			}
-			continue
+		link, err := os.Readlink(proc + "fd/" + entry.Name())
+		var info []byte
+		if err == nil && link == "anon_inode:[eventpoll]" {
+			info, err = os.ReadFile(proc + "fdinfo/" + entry.Name())
 		}
-		info, err := os.ReadFile(c.proc("fdinfo/" + entry.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
-			continue
+			continue // another thread closed it
 		}
-		if err != nil {
-			return nil, reach(err)
-		}
-		epoll, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			return nil, err
 		}
@@ -57,13 +56,15 @@ func (c *Call) registrations() ([]registration, error) {
 				return nil, err
 			}
 			// Two files can be there under one number: the earlier one lives on in another descriptor.
-			if ok && r.fd == c.FD && r.ino == st.Ino && r.dev == uint64(st.Dev) {
-				r.epoll = epoll
+			if ok && r.fd == fd && r.ino == ino && r.dev == dev {
+				if r.epoll, err = strconv.Atoi(entry.Name()); err != nil {
+					return nil, err
+				}
 				found = append(found, r)
 			}
 		}
 	}
-	return found, c.Valid()
+	return found, nil
 }
 
 // parseRegistration reads a line such as "tfd:        5 events:       19 data:                5  pos:0 ino:1f2e sdev:8"; ok is false for any other line.

@@ -8,10 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -57,11 +55,11 @@ func shim(f Filter, argv []string) error {
 	}
 	parent.Close()
 	os.Unsetenv(shimEnv)
-	path, err := exec.LookPath(argv[0])
-	if err != nil {
-		return err
+	if argv[0] == "self" {
+		os.Setenv(programEnv, argv[1])
+		return syscall.Exec(exe, argv[1:], os.Environ())
 	}
-	return syscall.Exec(path, argv, os.Environ())
+	return syscall.Exec(argv[0], argv, os.Environ())
 }
 
 // watched is a program whose calls are announced.
@@ -74,9 +72,7 @@ type watched struct {
 }
 
 // self is the command for the test binary as one of programs.
-func self(program string, args ...string) []string {
-	return append([]string{"/usr/bin/env", programEnv + "=" + program, exe}, args...)
-}
+func self(program string, args ...string) []string { return append([]string{"self", program}, args...) }
 
 // exe is the test binary by way of a link that another user may follow: the directory where go test builds is root's.
 const exe = "/proc/self/exe"
@@ -84,12 +80,8 @@ const exe = "/proc/self/exe"
 // watch starts a program behind the filter.
 func watch(t *testing.T, f Filter, argv ...string) *watched {
 	t.Helper()
-	if _, err := exec.LookPath(argv[0]); err != nil {
+	if _, err := exec.LookPath(argv[0]); err != nil && argv[0] != "self" {
 		t.Skip(err)
-	}
-	if argv[0] == "/usr/bin/env" {
-		// env would make /proc/self/exe its own: the copy keeps the program reachable.
-		argv[2] = copyOfSelf(t)
 	}
 	ours, theirs, err := sys.SeqpacketPair()
 	must(t, err)
@@ -127,24 +119,7 @@ func watch(t *testing.T, f Filter, argv ...string) *watched {
 	return w
 }
 
-var copied struct {
-	sync.Once
-	path string
-}
-
-// copyOfSelf is the test binary in a directory that every user can read.
-func copyOfSelf(t *testing.T) string {
-	copied.Do(func() {
-		dir := publicDir(t)
-		copied.path = filepath.Join(dir, "intercept.test")
-		in, err := os.ReadFile(exe)
-		must(t, err)
-		must(t, os.WriteFile(copied.path, in, 0o755))
-	})
-	return copied.path
-}
-
-// publicDir is a directory that every user can read. It is removed with the last test that asked for one.
+// publicDir is a directory that every user can read.
 func publicDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "berth-intercept-")
@@ -286,4 +261,3 @@ func python(script string, args ...any) []string {
 	}
 	return argv
 }
-

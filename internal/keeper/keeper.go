@@ -61,6 +61,13 @@ type Keeper struct {
 type outgoing struct {
 	message
 	files []*os.File
+	lent  bool // the files are another process': they are closed once they are sent
+}
+
+func (m outgoing) done() {
+	if m.lent {
+		closeAll(m.files)
+	}
 }
 
 // listener is a listening socket with the descriptor that keeps its queue alive.
@@ -156,11 +163,13 @@ func (k *Keeper) emit(ev Event) {
 // send never blocks: a supervisor that lets 1,024 messages pile up is cut off, ends, and starts over from the inventory.
 func (k *Keeper) send(m outgoing) {
 	if k.out == nil {
+		m.done()
 		return
 	}
 	select {
 	case k.out <- m:
 	default:
+		m.done()
 		close(k.out)
 		k.out = nil
 	}
@@ -193,10 +202,14 @@ func (k *Keeper) startSupervisor() error {
 			if err == nil {
 				err = sys.SendMessage(ours, data, m.files...)
 			}
+			m.done()
 			if err != nil {
 				k.log.Debug("the supervisor does not listen", "err", err)
-				return
+				break
 			}
+		}
+		for m := range out {
+			m.done()
 		}
 	}()
 	go k.serve(ours, out)
@@ -234,7 +247,7 @@ func (k *Keeper) serve(sock *os.File, out chan outgoing) {
 // respond carries out one request and answers it.
 func (k *Keeper) respond(m message, out chan outgoing) {
 	result, files, err := k.answerRequest(m)
-	r := outgoing{message: message{ID: m.ID}, files: files}
+	r := outgoing{message: message{ID: m.ID}, files: files, lent: m.Op == opDuplicate}
 	if err == nil {
 		r.Body, err = json.Marshal(result)
 	}
@@ -247,9 +260,11 @@ func (k *Keeper) respond(m message, out chan outgoing) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.out == out {
-		k.send(r)
+	if k.out != out {
+		r.done()
+		return
 	}
+	k.send(r)
 }
 
 func (k *Keeper) answerRequest(m message) (any, []*os.File, error) {

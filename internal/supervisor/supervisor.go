@@ -223,7 +223,14 @@ func (s *Supervisor) Run() error {
 }
 
 // Finish tells the keeper to end with the service's exit status. It is the last thing said.
-func (s *Supervisor) Finish() error { return s.keeper.Exit(s.status) }
+func (s *Supervisor) Finish() error {
+	if path, err := serviceCgroup(s.config.Name, os.Getppid()); err == nil {
+		if err := removeCgroup(path); err != nil {
+			s.log.Error("a cgroup stays behind", "path", path, "err", err)
+		}
+	}
+	return s.keeper.Exit(s.status)
+}
 
 // open opens the ports, before anything is started.
 func (s *Supervisor) open() error {

@@ -1,0 +1,47 @@
+package intercept_test
+
+import (
+	"fmt"
+	"net"
+	"runtime"
+	"syscall"
+
+	"github.com/berth-net/berth/internal/intercept"
+)
+
+// One thread of this program is watched by the rest of it; otherwise the watched one would be another program.
+func Example() {
+	listeners := make(chan *intercept.Listener)
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the filter stays, so the thread ends with the goroutine
+		f, err := intercept.Filter{}.Install()
+		if err != nil {
+			result <- err
+			close(listeners)
+			return
+		}
+		listeners <- intercept.NewListener(f)
+		_, err = net.Listen("tcp4", "127.0.0.1:8080")
+		result <- err
+	}()
+	l, ok := <-listeners
+	if !ok {
+		fmt.Println(<-result)
+		return
+	}
+	defer l.Close()
+	call, err := l.Recv()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(call.Op, call.Addr)
+	if err := call.Return(syscall.EADDRINUSE); err != nil {
+		fmt.Println(err)
+	}
+	fmt.Println(<-result)
+	// Output:
+	// bind 127.0.0.1:8080
+	// listen tcp4 127.0.0.1:8080: bind: address already in use
+}
