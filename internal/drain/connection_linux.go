@@ -18,11 +18,10 @@ type connection struct {
 	next      time.Duration // when to look at it again
 
 	counters counters
-	activity Activity // at the last look
-	ordered  bool     // the Order knows it
-	mistrust time.Duration
+	activity Activity      // at the last look
+	ordered  bool          // the Order knows it
+	mistrust time.Duration // the last payload in after which the Order was found wrong
 
-	phase   phase
 	idle    bool          // nothing was in flight at the last look
 	asked   bool          // its program was made to read an end of file
 	askedAt time.Duration // when

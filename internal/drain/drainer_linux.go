@@ -86,8 +86,9 @@ type Drainer struct {
 	walkDue  bool // a connection's holder is out of date
 	rhythm   time.Duration
 	started  time.Duration
-	calm     int // how many sweeps in a row nothing was in a queue or half open
-	settled  int // how many sweeps in a row have found nothing to wait for
+	askedAt  time.Duration // when the last connection was ended
+	calm     int           // how many sweeps in a row nothing was in a queue or half open
+	settled  int           // how many sweeps in a row have found nothing to wait for
 	result   Result
 	mu       sync.Mutex // guards progress only
 	progress Progress
@@ -347,6 +348,9 @@ func (d *Drainer) reckon(now time.Duration) {
 		}
 		d.rhythm = max(d.rhythm, c.gap())
 	}
+	if d.calm++; d.result.Waiting > 0 || len(d.halfOpen) > 0 {
+		d.calm = 0
+	}
 	if d.waitsForNothing() {
 		d.settled++
 	} else {
@@ -356,20 +360,18 @@ func (d *Drainer) reckon(now time.Duration) {
 
 // waitsForNothing reports whether everything known is over, or idle and to be left alone.
 func (d *Drainer) waitsForNothing() bool {
-	if d.result.Waiting > 0 || len(d.halfOpen) > 0 {
-		d.calm = 0
+	if d.calm == 0 {
 		return false
 	}
-	d.calm++
 	for _, c := range d.connections {
 		if c.asked || !c.idle || d.mayEnd(c) {
 			return false
 		}
 	}
-	// While nothing is on its way to the generation, no stranger can turn out to be one of its connections: two walks later all
-	// that it has accepted have been found. Other generations' come and go all the time.
+	// Where nothing was on its way to the generation for two sweeps, all that it had accepted has been found, and no stranger can turn out
+	// to be its own. Other generations' connections come and go all the time.
 	for _, f := range d.foreign {
-		if f.walks < 2 && d.calm <= 2 {
+		if f.walks < 2 && d.calm < 3 {
 			return false
 		}
 	}

@@ -18,6 +18,7 @@ import (
 
 var (
 	rounds     = flag.Int("rounds", 2, "how often TestBusyClients drains each server")
+	idleConns  = flag.Int("idle", 2000, "how many connections TestIdleConnections makes")
 	measureFor = flag.Duration("measure", 0, "run TestMeasure for so long on each server")
 	pause      = flag.Duration("pause", 10*time.Millisecond, "how long TestMeasure's clients pause")
 )
@@ -124,7 +125,7 @@ func TestStream(t *testing.T) {
 func TestIdleConnections(t *testing.T) {
 	for _, set := range settings("go", "dual") {
 		t.Run(set.String(), func(t *testing.T) {
-			const n = 2000
+			n := *idleConns
 			s := start(t, set.ordered, set.kind)
 			var conns []net.Conn
 			for range n {

@@ -28,8 +28,9 @@ type Generation struct {
 	Phase   Phase     `json:"phase"`
 	Since   time.Time `json:"since"` // when the phase began
 	Exit    string    `json:"exit,omitempty"`
-	Dead    bool      `json:"dead,omitempty"` // its first process failed, or none is left
-	Gone    bool      `json:"gone,omitempty"` // no process is left
+	Dead    bool      `json:"dead,omitempty"`    // its first process failed, or none is left
+	Gone    bool      `json:"gone,omitempty"`    // no process is left
+	Closing bool      `json:"closing,omitempty"` // its listeners are being closed
 	Reason  string    `json:"reason,omitempty"`
 
 	// Entry is the ledger's entry that is complete when this generation is released.
@@ -168,7 +169,7 @@ func (s *State) Apply(ev Event) []Action {
 	case StartFailed:
 		g.Gone = true
 		if g.Phase == Failed {
-			do(Action{Kind: DoRelease, Generation: g.Number})
+			s.release(g, do)
 		} else {
 			s.fail(g, ev, do)
 		}
@@ -192,7 +193,7 @@ func (s *State) Apply(ev Event) []Action {
 			}
 			g.enter(Stopping, ev.At)
 			if g.Gone {
-				do(Action{Kind: DoRelease, Generation: g.Number})
+				s.release(g, do)
 				break
 			}
 			s.end(g, do)
@@ -263,7 +264,7 @@ func (s *State) fail(g *Generation, ev Event, do func(Action)) {
 	g.Entry.Error = ev.Reason
 	switch {
 	case g.Gone:
-		do(Action{Kind: DoRelease, Generation: g.Number})
+		s.release(g, do)
 	case g.PID != 0:
 		s.end(g, do)
 	}
@@ -289,7 +290,7 @@ func (s *State) serve(g *Generation, ev Event, do func(Action)) {
 	case old.Gone:
 		old.Entry = entry
 		old.enter(Stopping, ev.At)
-		do(Action{Kind: DoRelease, Generation: old.Number})
+		s.release(old, do)
 	default:
 		old.Entry = entry
 		old.enter(Draining, ev.At)
@@ -301,17 +302,18 @@ func (s *State) serve(g *Generation, ev Event, do func(Action)) {
 }
 
 func (s *State) ended(g *Generation, ev Event, do func(Action)) {
-	wasDead := g.Dead
 	if ev.Kind == Gone {
-		g.Gone, g.Dead = true, true
+		g.Gone = true
 	} else {
 		g.Exit = ev.Reason
 		// A first process that ends well and leaves others behind has become a daemon.
 		g.Dead = g.Dead || ev.Failure
 	}
-	if g.Exit == "" && g.Gone {
-		g.Exit = "it ended"
+	if g.Exit == "" {
+		return // how its first process ended is told in a moment
 	}
+	wasDead := g.Dead && !ev.Failure
+	g.Dead = g.Dead || g.Gone
 	switch {
 	case g.Number == s.Candidate:
 		if g.Dead {
@@ -321,12 +323,17 @@ func (s *State) ended(g *Generation, ev Event, do func(Action)) {
 		if g.Dead && !wasDead {
 			s.crashed(g, ev)
 		}
-		if g.Dead && ev.Reason != "" {
-			s.CrashExit = g.Exit // it may be known only after the last process is gone
-		}
 	case g.Phase == Draining:
 		// Its drain ends by itself now.
-	case ev.Kind == Gone:
+	case g.Gone:
+		s.release(g, do)
+	}
+}
+
+// release has a generation's listeners closed, once.
+func (s *State) release(g *Generation, do func(Action)) {
+	if !g.Closing {
+		g.Closing = true
 		do(Action{Kind: DoRelease, Generation: g.Number})
 	}
 }
@@ -400,7 +407,7 @@ func (s *State) stop(ev Event, do func(Action)) {
 		g.Entry = &Entry{Number: s.Restarts, Cause: ByStop, From: g.Number, Began: ev.At, Steered: ev.At}
 		do(Action{Kind: DoRefuse, Generation: g.Number})
 		if g.Gone {
-			do(Action{Kind: DoRelease, Generation: g.Number})
+			s.release(g, do)
 		} else {
 			g.enter(Draining, ev.At)
 			do(Action{Kind: DoDrain, Generation: g.Number})

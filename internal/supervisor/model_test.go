@@ -62,8 +62,7 @@ func (w *world) act(a Action) {
 		}
 		if w.alive[n] {
 			delete(w.alive, n)
-			w.expect(Event{Kind: Exited, Generation: n, Reason: "killed by signal 15", Failure: true})
-			w.expect(Event{Kind: Gone, Generation: n})
+			w.dies(n)
 		}
 	case DoKillIn:
 		w.expect(Event{Kind: KillDue, Generation: n})
@@ -85,6 +84,15 @@ func (w *world) act(a Action) {
 	case DoFinish:
 		w.finished = true
 	}
+}
+
+// dies ends a generation's processes; the end of the first and the end of all are told in either order.
+func (w *world) dies(n int) {
+	events := []Event{{Kind: Exited, Generation: n, Reason: "killed by signal 9", Failure: rapid.Bool().Draw(w.t, "fails")}, {Kind: Gone, Generation: n}}
+	if rapid.Bool().Draw(w.t, "gone first") {
+		slices.Reverse(events)
+	}
+	w.pending = append(w.pending, events...)
 }
 
 func (w *world) check() {
@@ -122,7 +130,7 @@ func (w *world) settle() {
 
 func (w *world) happen() {
 	i := rapid.IntRange(0, len(w.pending)-1).Draw(w.t, "which")
-	// Of one generation, Exited comes before Gone and both after Started.
+	// What is told of one generation keeps its order.
 	for j := range i {
 		if w.pending[j].Generation == w.pending[i].Generation {
 			i = j
@@ -154,8 +162,7 @@ func TestModel(t *testing.T) {
 					// A program dies, whichever.
 					n := rapid.SampledFrom(slices.Sorted(mapKeys(w.alive))).Draw(t, "dies")
 					delete(w.alive, n)
-					w.expect(Event{Kind: Exited, Generation: n, Reason: "killed by signal 9", Failure: true})
-					w.expect(Event{Kind: Gone, Generation: n})
+					w.dies(n)
 				}
 			default:
 				if len(w.pending) > 0 {

@@ -281,7 +281,11 @@ func (s *Supervisor) heard(ev keeper.Event) {
 		if g := s.state.generation(ev.Exited.Generation); g != nil && failure && (g.Phase == Starting || g.Phase == Serving) {
 			s.log.Error("the program ended", "generation", g.Number, "status", keeper.Describe(st))
 		}
-		s.apply(Event{Kind: Exited, At: time.Now(), Generation: ev.Exited.Generation, Reason: keeper.Describe(st), Failure: failure})
+		reason := keeper.Describe(st)
+		if r := s.runs[ev.Exited.Generation]; r != nil && r.refusal != "" {
+			reason += "; " + r.refusal
+		}
+		s.apply(Event{Kind: Exited, At: time.Now(), Generation: ev.Exited.Generation, Reason: reason, Failure: failure})
 	case ev.Gone != 0:
 		if r := s.runs[ev.Gone]; r != nil {
 			r.cancel()
@@ -378,10 +382,7 @@ func (s *Supervisor) resolve(e Entry) {
 	if e.Error == "" {
 		s.log.Info(e.String())
 	} else {
-		s.log.Error(e.String())
-		for _, line := range e.Output {
-			s.log.Error("  | " + line)
-		}
+		s.log.Error(e.String()) // its output has just passed by
 	}
 	if w := s.tellers[e.Request]; w != nil && e.Request != 0 {
 		delete(s.tellers, e.Request)
