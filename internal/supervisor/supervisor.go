@@ -466,20 +466,16 @@ func (s *Supervisor) probe(r *run) {
 	r.cancel = cancel
 	s.tellTrial(r)
 	go func() {
-		if err := t.run(ctx); err != nil {
-			s.post(Event{Kind: NotReady, Generation: r.generation, Reason: s.why(r, err)})
+		err := t.run(ctx)
+		if ctx.Err() != nil {
+			return // it has ended, which says more
+		}
+		if err != nil {
+			s.post(Event{Kind: NotReady, Generation: r.generation, Reason: err.Error()})
 			return
 		}
 		s.post(Event{Kind: BecameReady, Generation: r.generation})
 	}()
-}
-
-// why is a candidate's failure with what is known of its cause.
-func (s *Supervisor) why(r *run, err error) string {
-	if r.refusal != "" {
-		return err.Error() + "; " + r.refusal
-	}
-	return err.Error()
 }
 
 func (s *Supervisor) steer(r *run) {
