@@ -223,7 +223,8 @@ func (k *Keeper) replacement(w *worker, call *intercept.Call, kind sys.Kind, soc
 
 // makeSocket takes one that was made inside the generation's cgroup, or makes one here, whose connections its BPF does not see.
 func (k *Keeper) makeSocket(w *worker, family int) (*os.File, error) {
-	if s := w.spare[family]; len(s) > 0 {
+	if w != nil && len(w.spare[family]) > 0 {
+		s := w.spare[family]
 		w.spare[family] = s[1:]
 		return s[0], nil
 	}

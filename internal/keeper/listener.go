@@ -18,7 +18,7 @@ import (
 func (k *Keeper) hold(form Form) (Listener, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	l, err := k.freshListener(0, form)
+	l, err := k.freshListener(nil, form)
 	if err != nil {
 		return Listener{}, err
 	}
@@ -27,14 +27,18 @@ func (k *Keeper) hold(form Form) (Listener, error) {
 
 // freshListener is a listening socket of the keeper's own, in its group. Where nothing migrates, a generation gets the one
 // on which connections wait.
-func (k *Keeper) freshListener(generation int, form Form) (*listener, error) {
-	if generation != 0 && k.mode == steer.Classic {
-		if l := k.inheritable(k.workers[generation], form); l != nil {
+func (k *Keeper) freshListener(w *worker, form Form) (*listener, error) {
+	generation := 0
+	if w != nil {
+		generation = w.Generation
+	}
+	if w != nil && k.mode == steer.Classic {
+		if l := k.inheritable(w, form); l != nil {
 			l.Generation = generation
 			return l, nil
 		}
 	}
-	sock, err := sys.StreamSocket(form.Family())
+	sock, err := k.makeSocket(w, form.Family())
 	if err != nil {
 		return nil, err
 	}

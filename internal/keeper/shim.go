@@ -23,10 +23,6 @@ const (
 	stepShim   = "prepare the program"
 )
 
-// spares is how many sockets of each family a shim makes for its program: one a listener that has to be replaced. They are
-// made here, for a socket belongs to the cgroup of the process that makes it.
-const spares = 2
-
 // shim is the life of a process between its start and the execution of the program. It does not return.
 func shim() {
 	// The filter is put on a thread, and the thread that executes takes it along.
@@ -38,7 +34,7 @@ func shim() {
 		os.Exit(127)
 	}
 	buf := make([]byte, maxMessage)
-	n, handed, err := sys.ReceiveMessage(sock, buf)
+	n, _, err := sys.ReceiveMessage(sock, buf)
 	var spec shimSpec
 	if err == nil {
 		err = json.Unmarshal(buf[:n], &spec)
@@ -54,26 +50,19 @@ func shim() {
 			fail(stepDir, err)
 		}
 	}
-	env := os.Environ()
-	if len(handed) > 0 {
-		env = append(env, "LISTEN_PID="+strconv.Itoa(os.Getpid()), "LISTEN_FDS="+strconv.Itoa(len(handed)),
-			"LISTEN_FDNAMES="+strings.Join(spec.Names, ":"))
-	}
 	report := shimReport{}
 	var files []*os.File
-	if spec.Intercept {
-		for _, family := range []int{sys.INET, sys.INET6} {
-			for range spares {
-				if s, err := sys.StreamSocket(family); err == nil {
-					files, report.Spare = append(files, s), append(report.Spare, family)
-				}
-			}
+	for _, family := range spec.Spare {
+		if s, err := sys.StreamSocket(family); err == nil {
+			files, report.Spare = append(files, s), append(report.Spare, family)
 		}
+	}
+	if spec.Intercept {
 		notify, err := intercept.Filter{Setsockopt: spec.Setsockopt}.Install()
 		switch {
 		case err == nil:
-			files, report.Count = append([]*os.File{notify}, files...), 1
-		case len(handed) == 0:
+			files, report.Notify = append([]*os.File{notify}, files...), true
+		case len(spec.Names) == 0:
 			fail(stepFilter, err)
 		default:
 			// What it listens on was handed over, so it can do without.
@@ -84,15 +73,18 @@ func shim() {
 	if err == nil {
 		err = sys.SendMessage(sock, data, files...)
 	}
+	var handed []*os.File
 	if err == nil {
-		_, _, err = sys.ReceiveMessage(sock, buf)
+		_, handed, err = sys.ReceiveMessage(sock, buf)
 	}
 	closeAll(files)
 	if err != nil {
 		os.Exit(127)
 	}
-	first := sock
+	first, env := sock, os.Environ()
 	if len(handed) > 0 {
+		env = append(env, "LISTEN_PID="+strconv.Itoa(os.Getpid()), "LISTEN_FDS="+strconv.Itoa(len(handed)),
+			"LISTEN_FDNAMES="+strings.Join(spec.Names, ":"))
 		if sock, err = sys.PlaceListenFDs(sock, handed); err != nil {
 			fail(stepShim, err)
 		}

@@ -29,18 +29,19 @@ type worker struct {
 // shimSpec is what the keeper tells the shim. The environment and the command travel as the shim's own.
 type shimSpec struct {
 	Dir        string   `json:"dir,omitempty"`
-	Names      []string `json:"names,omitempty"` // LISTEN_FDNAMES of the descriptors that come with it
+	Names      []string `json:"names,omitempty"` // LISTEN_FDNAMES of the descriptors that come before it executes
+	Spare      []int    `json:"spare"`           // families of the sockets that it makes first
 	Intercept  bool     `json:"intercept"`
 	Setsockopt bool     `json:"setsockopt"`
 }
 
 // shimReport is what the shim answers: first with the notification descriptor and its spare sockets, and again only if it could not execute.
 type shimReport struct {
-	Step  string        `json:"step,omitempty"` // what failed
-	Errno syscall.Errno `json:"errno,omitempty"`
-	Text  string        `json:"text,omitempty"`
-	Spare []int         `json:"spare,omitempty"` // families of the spare sockets
-	Count int           `json:"count,omitempty"` // notification descriptors among the files: 0 or 1
+	Step   string        `json:"step,omitempty"` // what failed
+	Errno  syscall.Errno `json:"errno,omitempty"`
+	Text   string        `json:"text,omitempty"`
+	Spare  []int         `json:"spare,omitempty"`  // families of the spare sockets
+	Notify bool          `json:"notify,omitempty"` // the first file is the notification descriptor
 }
 
 func (k *Keeper) start(s Start) (Worker, []*os.File, error) {
@@ -51,12 +52,8 @@ func (k *Keeper) start(s Start) (Worker, []*os.File, error) {
 	}
 	w := &worker{Worker: Worker{Generation: s.Generation}, bound: map[uint64]bound{}, spare: map[int][]*os.File{}}
 	k.workers[s.Generation] = w
-	handed, names, err := k.hand(w, s.Hand)
 	k.mu.Unlock()
-	if err == nil {
-		err = k.startShim(w, s, handed, names)
-	}
-	if err != nil {
+	if err := k.startShim(w, s); err != nil {
 		k.mu.Lock()
 		k.forget(w)
 		k.mu.Unlock()
@@ -66,24 +63,40 @@ func (k *Keeper) start(s Start) (Worker, []*os.File, error) {
 }
 
 // hand makes the generation's fresh listeners.
-func (k *Keeper) hand(w *worker, hands []Hand) (files []*os.File, names []string, err error) {
+func (k *Keeper) hand(w *worker, hands []Hand) (files []*os.File, err error) {
 	for _, h := range hands {
-		l, err := k.freshListener(w.Generation, h.Form)
+		l, err := k.freshListener(w, h.Form)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		l.Handed = true
+		files = append(files, l.sock)
+		k.emit(Event{Listening: &l.Listener})
+	}
+	return files, nil
+}
+
+// spares is how many sockets of each family a shim makes for its program besides those that are handed over: one for each
+// listener that has to be replaced. They are made there, for a socket belongs to the cgroup of the process that makes it,
+// and a connection to that of its listener.
+const spares = 2
+
+func (k *Keeper) shimSpec(s Start) shimSpec {
+	spec := shimSpec{Dir: s.Dir, Intercept: true, Setsockopt: k.means.Adoption == AdoptReplace}
+	for range spares {
+		spec.Spare = append(spec.Spare, sys.INET, sys.INET6)
+	}
+	for _, h := range s.Hand {
 		name := h.Name
 		if name == "" {
 			name = "unknown" // as sd_listen_fds_with_names(3) calls one without a name
 		}
-		files, names = append(files, l.sock), append(names, name)
-		k.emit(Event{Listening: &l.Listener})
+		spec.Names, spec.Spare = append(spec.Names, name), append(spec.Spare, h.Form.Family())
 	}
-	return files, names, nil
+	return spec
 }
 
-func (k *Keeper) startShim(w *worker, s Start, handed []*os.File, names []string) error {
+func (k *Keeper) startShim(w *worker, s Start) error {
 	ours, theirs, err := sys.SeqpacketPair()
 	if err != nil {
 		return err
@@ -124,11 +137,11 @@ func (k *Keeper) startShim(w *worker, s Start, handed []*os.File, names []string
 	w.PID = pid
 	k.mu.Unlock()
 	theirs.Close()
-	spec, err := json.Marshal(shimSpec{Dir: s.Dir, Names: names, Intercept: true, Setsockopt: k.means.Adoption == AdoptReplace})
+	spec, err := json.Marshal(k.shimSpec(s))
 	if err != nil {
 		return err
 	}
-	if err := sys.SendMessage(ours, spec, handed...); err != nil {
+	if err := sys.SendMessage(ours, spec); err != nil {
 		return err
 	}
 	report, files, err := receiveReport(ours)
@@ -143,7 +156,7 @@ func (k *Keeper) startShim(w *worker, s Start, handed []*os.File, names []string
 		return report.err(s)
 	}
 	k.mu.Lock()
-	if report.Count == 1 && len(files) > 0 {
+	if report.Notify && len(files) > 0 {
 		w.notify = intercept.NewListener(files[0])
 		files = files[1:]
 	} else {
@@ -154,12 +167,16 @@ func (k *Keeper) startShim(w *worker, s Start, handed []*os.File, names []string
 			w.spare[family] = append(w.spare[family], files[i])
 		}
 	}
+	handed, err := k.hand(w, s.Hand)
 	notify := w.notify
 	k.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if notify != nil {
 		go k.answerCalls(w, notify)
 	}
-	if err := sys.SendMessage(ours, []byte("go")); err != nil {
+	if err := sys.SendMessage(ours, []byte("go"), handed...); err != nil {
 		return err
 	}
 	// The socket closes when the command is executed.
