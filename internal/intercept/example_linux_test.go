@@ -2,7 +2,6 @@ package intercept_test
 
 import (
 	"fmt"
-	"net"
 	"runtime"
 	"syscall"
 
@@ -22,8 +21,13 @@ func Example() {
 			return
 		}
 		listeners <- intercept.NewListener(f)
-		_, err = net.Listen("tcp4", "127.0.0.1:8080")
-		result <- err
+		sock, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			result <- err
+			return
+		}
+		defer syscall.Close(sock)
+		result <- syscall.Bind(sock, &syscall.SockaddrInet4{Port: 8080, Addr: [4]byte{127, 0, 0, 1}})
 	}()
 	l, ok := <-listeners
 	if !ok {
@@ -43,5 +47,5 @@ func Example() {
 	fmt.Println(<-result)
 	// Output:
 	// bind 127.0.0.1:8080
-	// listen tcp4 127.0.0.1:8080: bind: address already in use
+	// address already in use
 }

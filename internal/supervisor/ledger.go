@@ -63,14 +63,15 @@ func (e Entry) String() string {
 		return name + ": failed: " + e.Error
 	}
 	total := round(e.Ended.Sub(e.Began))
+	drained := fmt.Sprintf("%d cut, %d drained (%d politely)", e.Drained.Cut, e.Drained.Finished+e.Drained.Polite, e.Drained.Polite)
 	switch {
 	case e.Cause == ByStop:
-		return fmt.Sprintf("%s: %d cut, %d drained in %s", name, e.Drained.Cut, e.Drained.Finished+e.Drained.Polite, total)
+		return fmt.Sprintf("%s: in %s: %s", name, total, drained)
 	case e.From == 0:
 		return fmt.Sprintf("%s: generation %d serves after %s", name, e.To, total)
 	}
-	return fmt.Sprintf("%s: generation %d → %d: %d cut, %d drained (%d of them kept-alive, ended politely), %d migrated, in %s, longest wait %s",
-		name, e.From, e.To, e.Drained.Cut, e.Drained.Finished+e.Drained.Polite, e.Drained.Polite, e.Migrated, total, round(e.Drained.Wait))
+	return fmt.Sprintf("%s: generation %d → %d in %s: %s, %d migrated, longest wait %s",
+		name, e.From, e.To, total, drained, e.Migrated, round(e.Drained.Wait))
 }
 
 func round(d time.Duration) time.Duration {

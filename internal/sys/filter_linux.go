@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"os"
 	"runtime"
 	"unsafe"
@@ -18,6 +19,9 @@ var refusable = map[string]uint32{
 // Refuse makes system calls fail with EPERM on the calling thread and in all that it executes, as a container's profile does. Tests build
 // their surroundings with it.
 func Refuse(calls ...string) error {
+	if len(SeccompABIs) == 0 {
+		return errors.ErrUnsupported
+	}
 	deny := bpf.RetConstant{Val: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)}
 	allow := bpf.RetConstant{Val: unix.SECCOMP_RET_ALLOW}
 	program := []bpf.Instruction{
