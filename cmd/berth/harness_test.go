@@ -38,10 +38,10 @@ type surroundings struct {
 }
 
 var (
-	asRoot       = surroundings{name: "root", adoption: "duplicate", steering: "extended"}
-	asUser       = surroundings{name: "user", uid: 65534, adoption: "duplicate", steering: "classic"}
-	inContainer  = surroundings{name: "container", refuse: []string{"pidfd_getfd"}, adoption: "replace", steering: "extended"}
-	inContainer2 = surroundings{name: "container without bpf", refuse: []string{"pidfd_getfd", "bpf"}, adoption: "replace", steering: "classic"}
+	asRoot       = surroundings{name: "root", adoption: "duplicate", steering: "eBPF"}
+	asUser       = surroundings{name: "user", uid: 65534, adoption: "duplicate", steering: "classic BPF"}
+	inContainer  = surroundings{name: "container", refuse: []string{"pidfd_getfd"}, adoption: "replace", steering: "eBPF"}
+	inContainer2 = surroundings{name: "container without bpf", refuse: []string{"pidfd_getfd", "bpf"}, adoption: "replace", steering: "classic BPF"}
 )
 
 // service is a berth that a test runs.

@@ -146,10 +146,10 @@ func (c *Client) Hold(h Hold) (Listener, error) {
 }
 
 // Start begins a generation and returns when its command has been executed; the files are the reading ends of its output.
-func (c *Client) Start(s Start) (Worker, []*os.File, error) {
-	var w Worker
-	files, err := c.call(opStart, s, &w)
-	return w, files, err
+func (c *Client) Start(s Start) (Begun, []*os.File, error) {
+	var b Begun
+	files, err := c.call(opStart, s, &b)
+	return b, files, err
 }
 
 // Steer sends all new connections of every form that the generation listens on to it.

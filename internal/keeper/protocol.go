@@ -71,6 +71,12 @@ type Means struct {
 	InterceptWhy string `json:"intercept_why,omitempty"`
 }
 
+// Begun is the answer to Start.
+type Begun struct {
+	Worker Worker `json:"worker"`
+	Means  Means  `json:"means"` // a start can find out that something is refused here
+}
+
 // Worker is one generation's process as the keeper started it.
 type Worker struct {
 	Generation int                 `json:"generation"`

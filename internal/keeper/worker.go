@@ -44,11 +44,11 @@ type shimReport struct {
 	Notify bool          `json:"notify,omitempty"` // the first file is the notification descriptor
 }
 
-func (k *Keeper) start(s Start) (Worker, []*os.File, error) {
+func (k *Keeper) start(s Start) (Begun, []*os.File, error) {
 	k.mu.Lock()
 	if _, ok := k.workers[s.Generation]; ok || s.Generation <= 0 {
 		k.mu.Unlock()
-		return Worker{}, nil, fmt.Errorf("generation %d is there already", s.Generation)
+		return Begun{}, nil, fmt.Errorf("generation %d is there already", s.Generation)
 	}
 	w := &worker{Worker: Worker{Generation: s.Generation}, bound: map[uint64]bound{}, spare: map[int][]*os.File{}}
 	k.workers[s.Generation] = w
@@ -57,9 +57,11 @@ func (k *Keeper) start(s Start) (Worker, []*os.File, error) {
 		k.mu.Lock()
 		k.forget(w)
 		k.mu.Unlock()
-		return Worker{}, nil, err
+		return Begun{}, nil, err
 	}
-	return w.Worker, w.outputs, nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return Begun{w.Worker, k.means}, w.outputs, nil
 }
 
 // hand makes the generation's fresh listeners.
@@ -150,9 +152,6 @@ func (k *Keeper) startShim(w *worker, s Start) error {
 	}
 	if report.Step != "" {
 		closeAll(files)
-		if report.Step == stepFilter && len(s.Hand) == 0 {
-			k.means.Intercept, k.means.InterceptWhy = false, report.Text
-		}
 		return report.err(s)
 	}
 	k.mu.Lock()
@@ -209,6 +208,8 @@ func (r shimReport) err(s Start) error {
 	switch r.Step {
 	case stepExec:
 		return fmt.Errorf("execute %s: %w", s.Path, r.Errno)
+	case stepFilter:
+		return fmt.Errorf("berth can't %s: %s; a program that takes its listeners as LISTEN_FDS works all the same, with --fds", r.Step, r.Text)
 	case stepDir:
 		return fmt.Errorf("change to the folder %s: %w", s.Dir, r.Errno)
 	}

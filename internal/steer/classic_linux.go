@@ -159,6 +159,14 @@ func (c *classic) close() error {
 
 // attach puts the present program on the group.
 func (c *classic) attach() error {
+	for _, m := range c.order {
+		// One that has left without us has changed the order; and to it the kernel would attach the program alone (reuseport_attach_prog).
+		if kind, err := sys.KindOf(m.sock); err != nil {
+			return err
+		} else if !kind.Listens {
+			return ErrLeft
+		}
+	}
 	program, err := bpf.Assemble(c.program())
 	if err != nil {
 		return fmt.Errorf("classic BPF program: %w", err)

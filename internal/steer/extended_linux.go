@@ -239,6 +239,12 @@ func (e *extended) steer(slots []Slot) error {
 func (e *extended) choose(slots []Slot) error {
 	set := configValue{N: uint32(len(slots))}
 	for i, s := range slots {
+		var cookie uint64
+		if err := e.socks.Lookup(uint32(s), &cookie); errors.Is(err, ebpf.ErrKeyNotExist) {
+			return ErrLeft
+		} else if err != nil {
+			return err
+		}
 		set.Slots[i] = uint8(s)
 	}
 	next := configSets + (e.turn-configSets+1)%2

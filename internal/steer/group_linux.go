@@ -23,6 +23,8 @@ var (
 	ErrSteered = errors.New("new connections go to this listener alone: steer them elsewhere first")
 	// ErrFull means that the group has no free slot.
 	ErrFull = fmt.Errorf("the group has %d listeners already", Slots)
+	// ErrLeft means that a listener no longer listens, though it was not removed: its program shut it down.
+	ErrLeft = errors.New("a listener of the group has stopped listening by itself")
 	// ErrSlot means that the slot is not one of the group's.
 	ErrSlot = errors.New("no such listener in the group")
 )
@@ -146,7 +148,8 @@ func (g *Group) free() (Slot, error) {
 }
 
 // Steer sends new connections to a listener, or spreads them evenly over several. When it returns, the kernel gives a SYN to no other.
-// That wait takes about as long as two ticks of the kernel's clock (see sys.WaitGracePeriod).
+// That wait takes some ticks of the kernel's clock (see sys.WaitGracePeriod). [ErrLeft], and nothing has changed, if one of them, or in
+// [Classic] mode any listener of the group, has stopped listening by itself.
 func (g *Group) Steer(slots ...Slot) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -3,26 +3,15 @@ package steer
 import (
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"slices"
-	"strings"
-	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/berth-net/berth/internal/sys"
-	"golang.org/x/net/bpf"
 )
-
-// deadline is long enough that only a hang meets it.
-const deadline = 60 * time.Second
 
 // modes runs a test in each mode that this process may use.
 func modes(t *testing.T, test func(t *testing.T, m Mode)) {
@@ -47,191 +36,12 @@ func need(t *testing.T, m Mode) {
 	}
 }
 
-// shape is a form to listen on, and where to connect to.
-type shape struct {
-	name    string
-	family  int
-	v6only  bool
-	address string
-	targets []string
-}
-
-var shapes = []shape{
-	{"IPv4", sys.INET, false, "127.0.0.1", []string{"127.0.0.1"}},
-	{"IPv4 any", sys.INET, false, "0.0.0.0", []string{"127.0.0.1", "127.0.0.3"}},
-	{"IPv6", sys.INET6, false, "::1", []string{"::1"}},
-	{"dual-stack", sys.INET6, false, "::", []string{"127.0.0.1", "::1"}},
-	{"IPv6 only", sys.INET6, true, "::", []string{"::1"}},
-}
-
-// server is a listener that tells each client its number.
-type server struct {
-	t     *testing.T
-	id    byte
-	sock  *os.File
-	slot  Slot
-	ln    net.Listener
-	conns sync.WaitGroup
-}
-
-// listen makes a socket of the shape listen; port 0 picks one.
-func (s shape) listen(t *testing.T, port uint16) *os.File {
-	t.Helper()
-	sock, err := sys.StreamSocket(s.family)
-	must(t, err)
-	if s.family == sys.INET6 {
-		must(t, sys.SetV6Only(sock, s.v6only))
-	}
-	must(t, sys.SetReusePort(sock, true))
-	must(t, sys.Bind(sock, s.family, netip.AddrPortFrom(netip.MustParseAddr(s.address), port)))
-	must(t, sys.ListenOn(sock, 4096))
-	return sock
-}
-
-func portOf(t *testing.T, sock *os.File) uint16 {
-	t.Helper()
-	addr, err := sys.LocalAddr(sock)
-	must(t, err)
-	return addr.Port()
-}
-
-// serve accepts connections until the server is closed.
-func (s *server) serve() {
-	s.t.Helper()
-	var err error
-	s.ln, err = net.FileListener(s.sock) // a duplicate
-	must(s.t, err)
-	s.conns.Go(func() {
-		for {
-			conn, err := s.ln.Accept()
-			if err != nil {
-				return
-			}
-			s.conns.Go(func() {
-				defer conn.Close()
-				conn.Write([]byte{s.id})
-				io.Copy(io.Discard, conn) // the client ends it with a reset, which leaves no TIME_WAIT
-			})
-		}
-	})
-}
-
-func (s *server) close() {
-	if s.ln != nil {
-		s.ln.Close()
-	}
-	s.sock.Close()
-	s.conns.Wait()
-}
-
-func must(t *testing.T, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// ask connects and returns the number of the server that answers.
-func ask(from *net.TCPAddr, target string) (byte, error) {
-	d := net.Dialer{Timeout: deadline, LocalAddr: nil}
-	if from != nil {
-		d.LocalAddr = from
-	}
-	conn, err := d.Dial("tcp", target)
-	if err != nil {
-		return 0, err
-	}
-	defer conn.Close()
-	conn.(*net.TCPConn).SetLinger(0)
-	conn.SetDeadline(time.Now().Add(deadline))
-	var id [1]byte
-	_, err = io.ReadFull(conn, id[:])
-	return id[0], err
-}
-
-// traffic is clients that connect without a pause, and the account of who may answer them.
-type traffic struct {
-	mu      sync.Mutex
-	changed *sync.Cond
-	epochs  [][]byte // the servers that may answer, in the course of time
-	rounds  []int    // connections that each client has made
-	failed  []string
-
-	stopped atomic.Bool
-	clients sync.WaitGroup
-}
-
-func startTraffic(clients int, targets []string, port uint16, first byte) *traffic {
-	l := &traffic{epochs: [][]byte{{first}}, rounds: make([]int, clients)}
-	l.changed = sync.NewCond(&l.mu)
-	for i := range clients {
-		target := net.JoinHostPort(targets[i%len(targets)], fmt.Sprint(port))
-		l.clients.Go(func() {
-			for !l.stopped.Load() {
-				since := l.epoch()
-				id, err := ask(nil, target)
-				l.mu.Lock()
-				switch may := slices.Concat(l.epochs[since:]...); {
-				case err != nil:
-					l.failed = append(l.failed, err.Error())
-				case !slices.Contains(may, id):
-					l.failed = append(l.failed, fmt.Sprintf("server %d answered, not one of %v", id, may))
-				}
-				l.rounds[i]++
-				l.changed.Broadcast()
-				l.mu.Unlock()
-			}
-		})
-	}
-	return l
-}
-
-func (l *traffic) epoch() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.epochs) - 1
-}
-
-// allow begins an epoch.
-func (l *traffic) allow(ids ...byte) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.epochs = append(l.epochs, ids)
-}
-
-// pass waits until each client has made n connections from beginning to end.
-func (l *traffic) pass(n int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	at := slices.Clone(l.rounds)
-	for i := range at {
-		for l.rounds[i] < at[i]+n+1 {
-			l.changed.Wait()
-		}
-	}
-}
-
-// stop ends the load and reports what went wrong.
-func (l *traffic) stop(t *testing.T) {
-	t.Helper()
-	l.stopped.Store(true)
-	l.clients.Wait()
-	total := 0
-	for _, n := range l.rounds {
-		total += n
-	}
-	t.Logf("%d connections, %d failed or misguided", total, len(l.failed))
-	if len(l.failed) > 0 {
-		t.Errorf("the first failures: %s", strings.Join(l.failed[:min(5, len(l.failed))], "; "))
-	}
-}
-
 // TestUnderLoad adds, steers, probes and removes listeners at random while clients connect.
 func TestUnderLoad(t *testing.T) {
 	modes(t, func(t *testing.T, m Mode) {
 		for _, shape := range shapes {
 			t.Run(shape.name, func(t *testing.T) {
-				steps := 300
+				steps := 150
 				if testing.Short() {
 					steps = 50
 				}
@@ -362,15 +172,6 @@ func underLoad(t *testing.T, m Mode, shape shape, steps int) {
 	for _, s := range servers {
 		s.close()
 	}
-}
-
-// freeSource is an address of this host and a port that nobody uses, from which to connect to target.
-func freeSource(t *testing.T, target string) *net.TCPAddr {
-	t.Helper()
-	ln, err := net.Listen("tcp", net.JoinHostPort(target, "0"))
-	must(t, err)
-	defer ln.Close()
-	return ln.Addr().(*net.TCPAddr)
 }
 
 // TestProbe tells sources apart by address and by port.
@@ -562,81 +363,4 @@ func TestFull(t *testing.T) {
 			t.Errorf("Add to a full group: %v", err)
 		}
 	})
-}
-
-// TestUnprivileged runs this package's tests as a user who may do nothing.
-func TestUnprivileged(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can become another user")
-	}
-	args := []string{"-test.run=^(TestUnderLoad|TestProbe|TestSpread|TestRefusals|TestFull|TestBest|ExampleGroup)$", "-test.v"}
-	if testing.Short() {
-		args = append(args, "-test.short")
-	}
-	// By way of /proc, for the directory where go test builds is root's.
-	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	for _, want := range []string{"--- PASS: TestUnderLoad/classic_BPF/dual-stack", "--- SKIP: TestUnderLoad/eBPF"} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("%q is not in the output:\n%s", want, out)
-		}
-	}
-}
-
-func TestBest(t *testing.T) {
-	m, why := Best()
-	t.Log(m, why)
-	want := Extended
-	if os.Getuid() != 0 {
-		want = Classic
-	}
-	if m != want || (why == nil) != (m == Extended) {
-		t.Errorf("Best: %v, %v", m, why)
-	}
-}
-
-// TestBestRefused tries on a thread where a filter refuses bpf(2), as containers have it.
-func TestBestRefused(t *testing.T) {
-	onFilteredThread(t, func() {
-		m, why := try()
-		t.Log(m, why)
-		if m != Classic || !errors.Is(why, syscall.EPERM) {
-			t.Errorf("with bpf(2) refused: %v, %v", m, why)
-		}
-		if scarce(why) {
-			t.Error("a refusal counts as scarcity")
-		}
-	})
-}
-
-// onFilteredThread runs f on a thread of its own where bpf(2) fails with EPERM.
-func onFilteredThread(t *testing.T, f func()) {
-	t.Helper()
-	done := make(chan error)
-	go func() {
-		lockThread() // the thread ends with the goroutine
-		filter, err := bpf.Assemble([]bpf.Instruction{
-			bpf.LoadAbsolute{Off: sys.SeccompOffsetNr, Size: 4},
-			bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: sysBPF, SkipTrue: 1},
-			bpf.RetConstant{Val: 0x50000 | uint32(syscall.EPERM)}, // SECCOMP_RET_ERRNO
-			bpf.RetConstant{Val: sys.SECCOMP_RET_ALLOW},
-		})
-		if err == nil {
-			err = sys.SetNoNewPrivs()
-		}
-		if err == nil {
-			var listener *os.File
-			if listener, err = sys.SeccompListen(filter, 0); err == nil {
-				listener.Close()
-				f()
-			}
-		}
-		done <- err
-	}()
-	must(t, <-done)
 }

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -14,11 +13,6 @@ import (
 	"github.com/berth-net/berth/internal/sys"
 	"github.com/cilium/ebpf"
 )
-
-// sysBPF is the number of bpf(2).
-var sysBPF = map[string]uint32{"amd64": 321, "arm64": 280}[runtime.GOARCH]
-
-func lockThread() { runtime.LockOSThread() }
 
 // TestMigrate closes a listener on which connections wait, some for accept, some for the end of their handshake.
 func TestMigrate(t *testing.T) {
@@ -87,6 +81,30 @@ func TestMigrate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLeft steers to a listener that was shut down behind the group's back.
+func TestLeft(t *testing.T) {
+	modes(t, func(t *testing.T, m Mode) {
+		g, err := NewGroup(m)
+		must(t, err)
+		defer g.Close()
+		one := shapes[0].listen(t, 0)
+		defer one.Close()
+		two := shapes[0].listen(t, portOf(t, one))
+		defer two.Close()
+		_, err = g.Add(one)
+		must(t, err)
+		slot, err := g.Add(two)
+		must(t, err)
+		must(t, sys.StopListening(two))
+		if err := g.Steer(slot); !errors.Is(err, ErrLeft) {
+			t.Errorf("Steer: %v", err)
+		}
+		conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", portOf(t, one)))
+		must(t, err)
+		conn.Close()
+	})
 }
 
 // TestStrays shuts the steered listener down behind the group's back.

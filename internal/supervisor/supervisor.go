@@ -268,6 +268,7 @@ func (s *Supervisor) heard(ev keeper.Event) {
 	switch {
 	case ev.Listening != nil:
 		l := *ev.Listening
+		s.prune()
 		s.listeners[l.ID] = l
 		s.log.Info("listening", "generation", l.Generation, "address", l.Form.String())
 		if r := s.runs[l.Generation]; r != nil {
@@ -287,14 +288,39 @@ func (s *Supervisor) heard(ev keeper.Event) {
 		}
 		s.apply(Event{Kind: Exited, At: time.Now(), Generation: ev.Exited.Generation, Reason: reason, Failure: failure})
 	case ev.Gone != 0:
-		if r := s.runs[ev.Gone]; r != nil {
-			r.cancel()
-		}
-		s.apply(Event{Kind: Gone, At: time.Now(), Generation: ev.Gone})
+		s.gone(s.runs[ev.Gone])
 	case ev.Signal == int(syscall.SIGHUP):
 		s.apply(Event{Kind: Requested, At: time.Now(), Request: Request{Cause: ByRestart}})
 	case ev.Signal != 0:
 		s.apply(Event{Kind: StopWanted, At: time.Now()})
+	}
+}
+
+// gone takes the end of a generation. Without interception the keeper can tell only the end of its first process.
+func (s *Supervisor) gone(r *run) {
+	if r == nil {
+		return
+	}
+	if !s.inventory.Means.Intercept {
+		if pids, err := r.List(); err == nil && len(pids) > 0 {
+			time.AfterFunc(20*time.Millisecond, func() { _ = s.ask(context.Background(), func() { s.gone(s.runs[r.generation]) }) })
+			return
+		}
+	}
+	r.cancel()
+	s.apply(Event{Kind: Gone, At: time.Now(), Generation: r.generation})
+}
+
+// prune forgets listeners that the keeper has closed because their program did.
+func (s *Supervisor) prune() {
+	queues, err := s.keeper.Queues()
+	if err != nil {
+		return
+	}
+	for id := range s.listeners {
+		if !slices.ContainsFunc(queues, func(q keeper.Queue) bool { return q.ID == id }) {
+			delete(s.listeners, id)
+		}
 	}
 }
 
@@ -429,7 +455,7 @@ func (s *Supervisor) start(a Action) {
 	s.log.Info("starting", "generation", a.Generation, "command", quote(a.Command))
 	go func() {
 		defer close(r.begun)
-		w, outputs, err := s.keeper.Start(start)
+		begun, outputs, err := s.keeper.Start(start)
 		if err != nil {
 			s.post(Event{Kind: StartFailed, Generation: a.Generation, Reason: err.Error()})
 			return
@@ -441,7 +467,10 @@ func (s *Supervisor) start(a Action) {
 			}
 			r.tail.copy(to, out)
 		}
-		s.events <- Event{Kind: Started, At: time.Now(), Generation: a.Generation, PID: w.PID}
+		_ = s.ask(context.Background(), func() {
+			s.inventory.Means = begun.Means
+			s.apply(Event{Kind: Started, At: time.Now(), Generation: a.Generation, PID: begun.Worker.PID})
+		})
 	}()
 }
 
