@@ -404,6 +404,18 @@ func (s *service) drained() []time.Duration {
 	return took
 }
 
+// ledger logs what the restarts cost.
+func (s *service) ledger() {
+	s.t.Helper()
+	st, err := s.status()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for _, e := range st.Ledger[max(0, len(st.Ledger)-5):] {
+		s.t.Logf("%s (ready after %s, drain %s)", e, e.Ready.Sub(e.Began).Round(time.Millisecond), e.Drained.Took)
+	}
+}
+
 // restarts is how often a test restarts: n, or what BERTH_RESTARTS says.
 func restarts(t *testing.T, n int) int {
 	t.Helper()

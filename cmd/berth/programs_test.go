@@ -27,31 +27,31 @@ type program struct {
 var programs = []program{
 	{"python http.server", []string{"/usr/bin/python3"}, false, false, func(s *service, _ time.Duration) []string {
 		s.write("index.html", "hello\n")
-		return []string{"/usr/bin/python3", "-m", "http.server", strconv.Itoa(s.port), "--directory", s.dir}
+		return []string{"/usr/bin/python3", "-m", "http.server", portOf(s), "--directory", s.dir}
 	}},
 	{"python kept alive", []string{"/usr/bin/python3"}, false, true, func(s *service, delay time.Duration) []string {
-		return []string{"/usr/bin/python3", source("server.py"), strconv.Itoa(s.port), seconds(delay)}
+		return []string{"/usr/bin/python3", source("server.py"), portOf(s), seconds(delay)}
 	}},
 	{"go", nil, false, true, func(s *service, delay time.Duration) []string {
-		return []string{goServer(s.t), strconv.Itoa(s.port), seconds(delay)}
+		return []string{goServer(s.t), portOf(s), seconds(delay)}
 	}},
 	{"node", []string{"node"}, false, true, func(s *service, delay time.Duration) []string {
-		return []string{"node", source("server.js"), strconv.Itoa(s.port), seconds(delay)}
+		return []string{"node", source("server.js"), portOf(s), seconds(delay)}
 	}},
 	{"java HttpServer", []string{"java", "javac"}, false, true, func(s *service, delay time.Duration) []string {
-		return append(java(s.t), "HttpServer", strconv.Itoa(s.port), seconds(delay))
+		return append(java(s.t), "HttpServer", portOf(s), seconds(delay))
 	}},
 	{"java ServerSocket", []string{"java", "javac"}, false, true, func(s *service, delay time.Duration) []string {
-		return append(java(s.t), "SocketServer", strconv.Itoa(s.port), seconds(delay))
+		return append(java(s.t), "SocketServer", portOf(s), seconds(delay))
 	}},
 	{"nginx", []string{"/usr/sbin/nginx"}, false, false, func(s *service, _ time.Duration) []string { return nginx(s, "off") }},
 	{"nginx daemon", []string{"/usr/sbin/nginx"}, false, false, func(s *service, _ time.Duration) []string { return nginx(s, "on") }},
 	{"gunicorn", []string{"/usr/bin/gunicorn"}, false, true, func(s *service, delay time.Duration) []string {
 		return []string{"/usr/bin/env", "DELAY=" + seconds(delay), "PYTHONDONTWRITEBYTECODE=1", "/usr/bin/gunicorn", "--workers", "2",
-			"--bind", "0.0.0.0:" + strconv.Itoa(s.port), "--chdir", filepath.Dir(source("app.py")), "app:app"}
+			"--bind", "0.0.0.0:" + portOf(s), "--chdir", filepath.Dir(source("app.py")), "app:app"}
 	}},
 	{"redis", []string{"redis-server"}, true, false, func(s *service, _ time.Duration) []string {
-		return []string{"redis-server", "--port", strconv.Itoa(s.port), "--save", "", "--appendonly", "no", "--dir", s.dir}
+		return []string{"redis-server", "--port", portOf(s), "--save", "", "--appendonly", "no", "--dir", s.dir}
 	}},
 }
 
@@ -60,9 +60,11 @@ func nginx(s *service, daemon string) []string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	config := strings.NewReplacer("DIR", s.dir, "PORT", strconv.Itoa(s.port), "DAEMON", daemon).Replace(string(text))
+	config := strings.NewReplacer("DIR", s.dir, "PORT", portOf(s), "DAEMON", daemon).Replace(string(text))
 	return []string{"/usr/sbin/nginx", "-p", s.dir, "-e", "stderr", "-c", s.write("nginx.conf", config)}
 }
+
+func portOf(s *service) string { return strconv.Itoa(s.port) }
 
 // source is a file of testdata/programs, where every user can read it.
 func source(name string) string { return filepath.Join(programSources(), name) }
@@ -179,7 +181,9 @@ func TestProgramsBurst(t *testing.T) {
 
 // TestProgramsBusy restarts programs whose kept-alive clients never all rest.
 func TestProgramsBusy(t *testing.T) {
-	choice := func(p program) bool { return !p.redis && p.name != "nginx daemon" && p.name != "python http.server" && p.name != "gunicorn" }
+	choice := func(p program) bool {
+		return !p.redis && p.name != "nginx daemon" && p.name != "python http.server" && p.name != "gunicorn"
+	}
 	for _, in := range []surroundings{asRoot, asUser, inContainer2} {
 		pick := choice
 		if in.name != asRoot.name {
@@ -210,6 +214,7 @@ func restartUnder(s *service, c load.Config, n int) {
 	s.t.Helper()
 	l := s.load(c)
 	restartTimes(s, l, n)
+	s.ledger()
 	s.flawless(l.stop())
 }
 

@@ -58,23 +58,22 @@ func (l *redisLoad) ended() bool {
 	}
 }
 
-// ask sends a command and wants an answer that begins so.
-func ask(c net.Conn, r *bufio.Reader, command, want string) error {
+// ask sends commands at once and wants these lines in answer.
+func ask(c net.Conn, r *bufio.Reader, commands string, want ...string) error {
 	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		return err
 	}
-	if _, err := io.WriteString(c, command+"\r\n"); err != nil {
+	if _, err := io.WriteString(c, commands); err != nil {
 		return err
 	}
-	got, err := r.ReadString('\n')
-	if err == nil && len(got) > 0 && got[0] == '$' {
-		got, err = r.ReadString('\n')
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", command, err)
-	}
-	if got != want+"\r\n" {
-		return fmt.Errorf("%s: got %q, want %q", command, got, want)
+	for _, line := range want {
+		got, err := r.ReadString('\n')
+		if err != nil {
+			return fmt.Errorf("%q: %w", commands, err)
+		}
+		if got != line+"\r\n" {
+			return fmt.Errorf("%q: got %q, want %q", commands, got, line)
+		}
 	}
 	return nil
 }
@@ -83,7 +82,7 @@ func (l *redisLoad) oneRequest() {
 	for !l.ended() {
 		c, err := net.Dial("tcp", l.addr)
 		if err == nil {
-			err = ask(c, bufio.NewReader(c), "PING", "+PONG")
+			err = ask(c, bufio.NewReader(c), "PING\r\n", "+PONG")
 			c.Close()
 		}
 		l.requests.Add(1)
@@ -105,10 +104,9 @@ func (l *redisLoad) keptAlive(i int) {
 		}
 		r := bufio.NewReader(c)
 		for n := 0; !l.ended(); n++ {
-			err := ask(c, r, fmt.Sprintf("SET client%d %d", i, n), "+OK")
-			if err == nil {
-				err = ask(c, r, fmt.Sprintf("GET client%d", i), fmt.Sprint(n))
-			}
+			// In one go, so that something is in flight until both are answered.
+			value := fmt.Sprint(n)
+			err := ask(c, r, fmt.Sprintf("SET client%d %s\r\nGET client%d\r\n", i, value, i), "+OK", fmt.Sprintf("$%d", len(value)), value)
 			l.requests.Add(2)
 			if err != nil {
 				l.fail(fmt.Errorf("kept alive, request %d: %w", n, err))

@@ -72,7 +72,10 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 		return false, 0
 	}
 	if addr, err := sys.LocalAddr(sock); own && (err != nil || addr.Port() != 0) {
-		return false, 0 // bound already: EINVAL is the kernel's to say
+		// Bound already, which the kernel answers with EINVAL; but a signal can make a program repeat the very call that was answered
+		// with 0 (seccomp_unotify(2), "Interaction with SA_RESTART").
+		b, ok := w.bound[kind.Inode]
+		return ok && b.form == form, 0
 	}
 
 	b := bound{form: form, own: own, reuse: kind.Reuse}

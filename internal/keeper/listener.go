@@ -234,10 +234,14 @@ func (k *Keeper) release(generation int) []Queue {
 
 // close lets go of a listener. If it was the last descriptor, what waits migrates to the current listener of its form.
 func (k *Keeper) close(l *listener) {
-	g := k.groups[l.Form]
-	if err := g.Remove(l.slot); err != nil {
+	if err := k.groups[l.Form].Remove(l.slot); err != nil {
 		k.log.Error("a listener did not leave its group", "listener", l.Form, "err", err)
 	}
+	k.forgetListener(l)
+}
+
+// forgetListener closes the keeper's descriptor, and the form's group with its last listener.
+func (k *Keeper) forgetListener(l *listener) {
 	l.sock.Close()
 	delete(k.listeners, l.ID)
 	for _, other := range k.listeners {
@@ -245,8 +249,8 @@ func (k *Keeper) close(l *listener) {
 			return
 		}
 	}
+	k.groups[l.Form].Close()
 	delete(k.groups, l.Form)
-	g.Close()
 }
 
 func (k *Keeper) refuse(generation int) error {
@@ -295,6 +299,7 @@ func (k *Keeper) relay(r Relay) error {
 		return fmt.Errorf("start the relay: %w", err)
 	}
 	k.relays[pid] = struct{}{}
-	k.close(l)
+	// It stays a member of its group until the relay ends: to leave would reset what waits where nothing migrates.
+	k.forgetListener(l)
 	return nil
 }

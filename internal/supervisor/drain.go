@@ -4,10 +4,13 @@ package supervisor
 
 import (
 	"context"
+	"errors"
+	"os"
 	"time"
 
 	"github.com/berth-net/berth/internal/drain"
 	"github.com/berth-net/berth/internal/keeper"
+	"github.com/berth-net/berth/internal/sys"
 )
 
 // drainConfig is how a generation's connections are watched; the listeners are those that it has now.
@@ -16,7 +19,7 @@ func (s *Supervisor) drainConfig(r *run) drain.Config {
 		Pids: r.List, Order: r.order, Quiet: s.config.Quiet, KeepIdle: s.config.KeepIdle, Log: s.log,
 	}
 	if s.inventory.Means.Adoption == keeper.AdoptDuplicate {
-		c.Duplicate = s.keeper.Duplicate
+		c.Duplicate = s.duplicate
 	}
 	ids := map[int]bool{}
 	for _, l := range s.listenersOf(r.generation) {
@@ -34,6 +37,20 @@ func (s *Supervisor) drainConfig(r *run) drain.Config {
 		return waiting, err
 	}
 	return c
+}
+
+// duplicate duplicates a program's descriptor. Where only an ancestor may (Yama's ptrace_scope 1), the keeper does it.
+func (s *Supervisor) duplicate(pid, fd int) (*os.File, error) {
+	pidfd, err := sys.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer pidfd.Close()
+	f, err := sys.PidfdGetfd(pidfd, fd)
+	if errors.Is(err, os.ErrPermission) {
+		return s.keeper.Duplicate(pid, fd)
+	}
+	return f, err
 }
 
 // drain waits until nothing is in flight on a generation, at most until the deadline.

@@ -82,7 +82,9 @@ func ReceiveMessage(sock *os.File, buf []byte) (n int, files []*os.File, err err
 			continue
 		}
 		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "received"))
+			if f, err := NewFile(fd, "received"); err == nil {
+				files = append(files, f)
+			}
 		}
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {

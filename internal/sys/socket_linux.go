@@ -328,8 +328,8 @@ func Duplicate(f *os.File) (*os.File, error) {
 		if err != nil {
 			return os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
 		}
-		dup = os.NewFile(uintptr(n), f.Name())
-		return nil
+		dup, err = NewFile(n, f.Name())
+		return err
 	})
 	return dup, err
 }
