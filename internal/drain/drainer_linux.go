@@ -22,6 +22,8 @@ const (
 	pollShare, sweepShare = 2, 9
 	// dumpFrom is the number of connections from which one dump of all counters is cheaper than asking for each.
 	dumpFrom = 64
+	// maxStall is how long one connection that its program does not close keeps the others from being ended.
+	maxStall = 50 * time.Millisecond
 	// handshakes is how long a handshake that was under way at the start may take: a lost ACK of the client's costs one second, a second one two more.
 	handshakes = 3500 * time.Millisecond
 )
@@ -87,6 +89,7 @@ type Drainer struct {
 	rhythm   time.Duration
 	started  time.Duration
 	askedAt  time.Duration // when the last connection was ended
+	ending   *connection   // the last one that was asked to end
 	calm     int           // how many sweeps in a row nothing was in a queue or half open
 	settled  int           // how many sweeps in a row have found nothing to wait for
 	result   Result
@@ -487,8 +490,12 @@ func (d *Drainer) judge(now time.Duration, c *connection) error {
 	if !ok || !d.mayEnd(c) || !c.ordered && now-d.started < learning && now-o.since < Silence {
 		return nil
 	}
+	if now-o.since < stale && d.busyEnding(now) {
+		return nil
+	}
 	err := d.end(c, o)
 	if err == nil {
+		d.ending = c
 		return nil
 	}
 	d.config.Log.Debug("connection not ended", "local", c.id.Local, "remote", c.id.Remote, "reason", err)
@@ -496,6 +503,13 @@ func (d *Drainer) judge(now time.Duration, c *connection) error {
 		return nil
 	}
 	return d.get(now, c) // most likely its program has closed it
+}
+
+// busyEnding reports whether the program has not closed yet what it was asked to close last. While it stalls (it is collecting
+// garbage, or waits for a CPU), requests arrive on connections whose end of file it has still to read: so only one
+// at a time is exposed to that.
+func (d *Drainer) busyEnding(now time.Duration) bool {
+	return d.ending != nil && d.connections[d.ending.id.Cookie] == d.ending && now-d.ending.askedAt < maxStall
 }
 
 // end makes the program read an end of file on the connection if it's still idle. The duplicate lives for that moment only:

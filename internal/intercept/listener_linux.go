@@ -28,7 +28,7 @@ func NewListener(f *os.File) *Listener {
 // A caller that is killed before its call is received is never seen.
 //
 // Before Linux 6.11 a task uses the filter until its parent has reaped it, so that io.EOF waits for that.
-// Before Linux 6.17 a signal can make a caller repeat a call that has been answered (cce436aafc2a): the same bind may come twice.
+// Before Linux 6.17 a signal can make a caller repeat a call that has been answered: the same bind may come twice.
 func (l *Listener) Recv() (*Call, error) {
 	if l.err != nil {
 		return nil, l.err

@@ -4,6 +4,7 @@ package keeper
 
 import (
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/berth-net/berth/internal/sys"
@@ -75,16 +76,37 @@ func (f Form) covers() (v4, v6 netip.Addr) {
 	return netip.Addr{}, addr
 }
 
-// Reach is an address of this machine at which a listener of the form can be reached.
-func (f Form) Reach() netip.AddrPort {
-	addr := f.Addr.Addr()
-	switch {
-	case addr.Is4In6() || addr.Is4() && !addr.IsUnspecified():
-		addr = addr.Unmap()
-	case addr.Is4() || addr.IsUnspecified() && !f.V6Only:
-		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	case addr.IsUnspecified():
-		addr = netip.IPv6Loopback()
+// Reach is an address of this machine at which a listener of the form can be reached, and not one of the other forms
+// that there are: the kernel prefers a listener of one address to one of all.
+func (f Form) Reach(others ...Form) netip.AddrPort {
+	choice := []netip.Addr{f.Addr.Addr().Unmap()}
+	if v4, v6 := f.covers(); v4.IsUnspecified() || v6.IsUnspecified() {
+		choice = nil
+		for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback(), netip.AddrFrom4([4]byte{127, 0, 0, 2})} {
+			if a.Is4() && v4.IsValid() || a.Is6() && v6.IsValid() {
+				choice = append(choice, a)
+			}
+		}
 	}
-	return netip.AddrPortFrom(addr, f.Addr.Port())
+	for _, a := range choice {
+		if !slices.ContainsFunc(others, func(o Form) bool { return o != f && o.preference(a) >= f.preference(a) && o.Addr.Port() == f.Addr.Port() }) {
+			return netip.AddrPortFrom(a, f.Addr.Port())
+		}
+	}
+	return netip.AddrPortFrom(choice[0], f.Addr.Port())
+}
+
+// preference is the kernel's, among listeners that would take a connection to an address (compute_score in net/ipv4 and
+// net/ipv6/inet6_hashtables.c); 0 for one that would not.
+func (f Form) preference(a netip.Addr) int {
+	v4, v6 := f.covers()
+	switch {
+	case v4 == a || v6 == a:
+		return 3
+	case a.Is4() && v4.IsUnspecified() && f.Addr.Addr().Is4():
+		return 2
+	case a.Is4() && v4.IsUnspecified() || a.Is6() && v6.IsUnspecified():
+		return 1
+	}
+	return 0
 }

@@ -54,6 +54,7 @@ type Keeper struct {
 	mode       steer.Mode
 	lastID     int
 	supervisor int              // its pid
+	ending     bool             // the supervisor has said that all is over
 	relays     map[int]struct{} // pids
 	out        chan outgoing    // to the supervisor; nil while there is none
 }
@@ -104,6 +105,7 @@ func Run(config Config) (int, error) {
 	for {
 		select {
 		case status := <-k.done:
+			k.outlive(signals)
 			return status, nil
 		case sig := <-signals:
 			if sig == syscall.SIGCHLD {
@@ -113,6 +115,29 @@ func Run(config Config) (int, error) {
 			k.mu.Lock()
 			k.emit(Event{Signal: int(sig.(syscall.Signal))})
 			k.mu.Unlock()
+		}
+	}
+}
+
+// outlive waits for the supervisor's end, so that nothing of berth's runs on, or still has something to say, when the keeper has ended.
+func (k *Keeper) outlive(signals <-chan os.Signal) {
+	k.mu.Lock()
+	k.ending = true
+	k.mu.Unlock()
+	late := time.After(5 * time.Second)
+	for {
+		k.reap()
+		k.mu.Lock()
+		pid := k.supervisor
+		k.mu.Unlock()
+		if pid == 0 {
+			return
+		}
+		select {
+		case <-signals:
+		case <-late:
+			_ = sys.Kill(pid, syscall.SIGKILL)
+			return
 		}
 	}
 }
@@ -374,6 +399,9 @@ func (k *Keeper) reap() {
 		switch {
 		case pid == k.supervisor:
 			k.supervisor = 0
+			if k.ending {
+				break
+			}
 			k.log.Error("the supervisor ended and is started again", "status", Describe(status))
 			// A supervisor that dies at once would otherwise take a core.
 			time.AfterFunc(50*time.Millisecond, func() {

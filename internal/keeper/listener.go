@@ -93,43 +93,30 @@ func (k *Keeper) join(l *listener) error {
 	k.lastID++
 	l.ID, l.slot = k.lastID, slot
 	k.listeners[l.ID] = l
-	switch {
-	case l.Current:
-		return k.steerForm(l.Form, l.Generation)
-	case k.abandoned(l):
-		// The program closed its listener and made another: nobody would accept on the old one.
-		if err := k.steerForm(l.Form, l.Generation); err != nil {
+	stale := k.stale(l)
+	if l.Current || k.currentGeneration(l.Form) == l.Generation {
+		// The form's first, or one more of the serving generation's, which share.
+		if err := k.steerForm(l.Form, l.Generation, stale...); err != nil {
 			return err
 		}
-		k.closeStale(l.Form)
-	case k.currentGeneration(l.Form) == l.Generation:
-		// One more of the serving generation's listeners of this form, which share.
-		return k.steerForm(l.Form, l.Generation)
+	}
+	for _, old := range stale {
+		k.close(old)
+		k.emit(Event{Closed: old.ID})
 	}
 	return nil
 }
 
-// abandoned reports whether the form's current listeners are of l's own generation and none of its processes has them any more.
-func (k *Keeper) abandoned(l *listener) bool {
-	found := false
+// stale are the listeners of l's form and generation that no process has any more: the program closed them and made l, and nobody would
+// accept on them.
+func (k *Keeper) stale(l *listener) (stale []*listener) {
 	for _, other := range k.listeners {
-		if other != l && other.Form == l.Form && other.Current {
-			if other.Generation != l.Generation || other.Handed || holds(other.Inode) {
-				return false
-			}
-			found = true
+		// Several that share a port are no sign of it, and each look is a walk over all processes.
+		if other != l && other.Form == l.Form && other.Generation == l.Generation && !other.Handed && !(l.reuse && other.reuse) && !holds(other.Inode) {
+			stale = append(stale, other)
 		}
 	}
-	return found
-}
-
-// closeStale closes the listeners of a form that neither get connections nor have a process.
-func (k *Keeper) closeStale(form Form) {
-	for _, l := range k.listeners {
-		if l.Form == form && !l.Current && !holds(l.Inode) {
-			k.close(l)
-		}
-	}
+	return stale
 }
 
 func (k *Keeper) currentGeneration(form Form) int {
@@ -159,10 +146,11 @@ func (k *Keeper) steer(generation int) error {
 	return nil
 }
 
-func (k *Keeper) steerForm(form Form, generation int) error {
+// steerForm sends a form's new connections to a generation's listeners, but for some.
+func (k *Keeper) steerForm(form Form, generation int, without ...*listener) error {
 	var slots []steer.Slot
 	for _, l := range k.sorted() {
-		if l.Form == form && l.Generation == generation {
+		if l.Form == form && l.Generation == generation && !slices.Contains(without, l) {
 			slots = append(slots, l.slot)
 		}
 	}

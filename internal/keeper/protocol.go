@@ -144,6 +144,7 @@ type Relay struct {
 // Event is what the keeper tells the supervisor unasked; one field is set.
 type Event struct {
 	Listening *Listener `json:"listening,omitempty"` // a program listens
+	Closed    int       `json:"closed,omitempty"`    // the listener that its program closed before it made another
 	Refused   *Refused  `json:"refused,omitempty"`   // a program was not let bind or listen
 	Exited    *Worker   `json:"exited,omitempty"`    // a generation's first process ended
 	Gone      int       `json:"gone,omitempty"`      // the generation of which no process is left

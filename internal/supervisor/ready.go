@@ -38,6 +38,7 @@ type trial struct {
 	notified  <-chan struct{}          // READY=1
 	forms     []keeper.Form            // which it must listen on
 	ports     []uint16                 // on which it must listen, in any form
+	others    []keeper.Form            // of all listeners but its own
 }
 
 // Pauses between two attempts at a candidate that is not ready yet.
@@ -139,12 +140,13 @@ func (t *trial) dial(ctx context.Context, l keeper.Listener) (net.Conn, func(), 
 		deadline = time.Now().Add(t.timeout)
 	}
 	end := func() { _ = t.keeper.Probe(keeper.Probe{Listener: l.ID}) }
-	conn, err := sys.DialFrom(l.Form.Reach(), min(time.Until(deadline), time.Second), func(from netip.AddrPort) error {
+	to := l.Form.Reach(t.others...)
+	conn, err := sys.DialFrom(to, min(time.Until(deadline), time.Second), func(from netip.AddrPort) error {
 		return t.keeper.Probe(keeper.Probe{Listener: l.ID, From: from})
 	})
 	if err != nil {
 		end()
-		return nil, nil, fmt.Errorf("connect to %s: %w", l.Form.Reach(), err)
+		return nil, nil, fmt.Errorf("connect to %s: %w", to, err)
 	}
 	_ = conn.SetDeadline(deadline)
 	return conn, end, nil

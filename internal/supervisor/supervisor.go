@@ -274,6 +274,8 @@ func (s *Supervisor) heard(ev keeper.Event) {
 		if r := s.runs[l.Generation]; r != nil {
 			s.tellTrial(r)
 		}
+	case ev.Closed != 0:
+		delete(s.listeners, ev.Closed) // its successor is announced next
 	case ev.Refused != nil:
 		s.refused(*ev.Refused)
 	case ev.Exited != nil:
@@ -484,6 +486,9 @@ func (s *Supervisor) probe(r *run) {
 	}
 	serving := s.state.generation(s.state.Serving)
 	for _, l := range s.listeners {
+		if l.Generation != r.generation {
+			t.others = append(t.others, l.Form)
+		}
 		switch {
 		case serving != nil && l.Generation == serving.Number && !serving.Dead:
 			t.forms = append(t.forms, l.Form)
