@@ -39,6 +39,10 @@ func TestKill(t *testing.T) {
 			l.requests(50)
 		}
 		r := l.stop()
+		eventually(t, patience, "the dead are cleared away", func() bool {
+			st, err := s.status()
+			return err == nil && len(st.Serving) == 1 && len(st.Ledger) == min(n+1, 20)
+		})
 		s.ledger()
 		theirs := failures(r, load.Reset, load.CutShort, load.Race)
 		t.Logf("%d requests, %d of them cut in %d kills, longest wait %.0f ms", r.Requests, theirs, n, r.LongestWaitMS)

@@ -373,11 +373,14 @@ func failures(r *load.Report, of ...load.Kind) (n int64) {
 	return n
 }
 
-// flawless wants a load without any failure.
+// flawless wants a load without any failure. Where berth can't reach a program's connections, it can't end the kept-alive ones one by one:
+// a request may meet the close that comes when the program stops, and nothing else.
 func (s *service) flawless(r *load.Report) {
 	s.t.Helper()
-	s.t.Logf("%d requests, %d failed, %d closed while idle, longest wait %.0f ms", r.Requests, r.Failed, r.ClosedIdle.Count, r.LongestWaitMS)
-	if r.Failed == 0 {
+	met := failures(r, load.Race)
+	s.t.Logf("%d requests, %d failed, %d closed while idle, %d closes met by a request, longest wait %.0f ms",
+		r.Requests, r.Failed, r.ClosedIdle.Count, met, r.LongestWaitMS)
+	if r.Failed == 0 || s.in.adoption == "replace" && r.Failed == met {
 		return
 	}
 	for k, f := range r.Failures {

@@ -77,8 +77,20 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 		b, ok := w.bound[kind.Inode]
 		return ok && b.form == form, 0
 	}
+	if inode, err := call.Inode(); !own && err == nil {
+		// The same for a socket that cannot be looked at: it is bound if it was put there for the program.
+		if b, ok := w.bound[inode]; ok {
+			return b.form == form, 0
+		}
+		for _, l := range k.listeners {
+			if l.Inode == inode {
+				return false, 0
+			}
+		}
+	}
 
 	b := bound{form: form, own: own, reuse: kind.Reuse}
+	var stranger *listener // another generation's, from which connections would change over
 	for _, l := range k.listeners {
 		if !l.Form.Overlaps(form) || l.Generation == 0 || k.isGone(l.Generation) {
 			continue
@@ -87,13 +99,17 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 		case l.Generation == w.Generation && kind.Reuse && l.reuse:
 			// The program shares the port with itself, as it meant to.
 		case l.Generation == w.Generation && holds(l.Inode):
+			// Said before all else, as without berth: a program may well try this and go on.
 			return true, syscall.EADDRINUSE
-		case l.Generation != w.Generation && l.Form != form && l.Current:
-			k.refused(w, call, form, fmt.Sprintf(
-				"it binds %s, but generation %d serves %s: connections would change over before it is ready; stop the service to change the form of its address",
-				form, l.Generation, l.Form), true)
-			return true, syscall.EADDRINUSE
+		case l.Generation != w.Generation && l.Form != form && l.Current && k.groups[form] == nil:
+			stranger = l
 		}
+	}
+	if stranger != nil {
+		k.refused(w, call, form, fmt.Sprintf(
+			"it binds %s, but generation %d serves %s: connections would change over before it is ready; stop the service to change the form of its address",
+			form, stranger.Generation, stranger.Form), true)
+		return true, syscall.EADDRINUSE
 	}
 	target := sock
 	if !own || kind.Protocol == sys.ProtoMPTCP {

@@ -89,7 +89,9 @@ func (f Form) Reach(others ...Form) netip.AddrPort {
 		}
 	}
 	for _, a := range choice {
-		if !slices.ContainsFunc(others, func(o Form) bool { return o != f && o.preference(a) >= f.preference(a) && o.Addr.Port() == f.Addr.Port() }) {
+		if !slices.ContainsFunc(others, func(o Form) bool {
+			return o != f && o.preference(a) >= f.preference(a) && o.Addr.Port() == f.Addr.Port()
+		}) {
 			return netip.AddrPortFrom(a, f.Addr.Port())
 		}
 	}

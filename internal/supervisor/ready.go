@@ -80,7 +80,7 @@ func (t *trial) run(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if ctx.Err() == nil {
+		if ctx.Err() == nil || last == "" {
 			last = err.Error()
 		}
 		select {
