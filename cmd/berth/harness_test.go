@@ -243,6 +243,10 @@ func (s *service) gone(status int) {
 
 // cleanUp stops what still runs, and after a failure says what is known of it.
 func (s *service) cleanUp() {
+	// BERTH_RACE builds berth with the race detector, which writes here.
+	if data, _ := os.ReadFile(filepath.Join(s.dir, "log")); bytes.Contains(data, []byte("DATA RACE")) {
+		s.t.Errorf("berth has a data race:\n%s", data)
+	}
 	if s.t.Failed() {
 		s.account()
 	}

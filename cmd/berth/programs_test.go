@@ -164,7 +164,10 @@ func TestProgramsSlow(t *testing.T) {
 func slow(t *testing.T, s *service, p program) {
 	s.start(nil, p.command(s, 200*time.Millisecond)...)
 	s.serving(0)
-	restartUnder(s, load.Config{OneRequest: 12, KeepAlive: 4, Pause: 100 * time.Millisecond}, restarts(t, 3))
+	l := s.load(load.Config{OneRequest: 12, KeepAlive: 4, Pause: 100 * time.Millisecond})
+	restartTimes(s, l, restarts(t, 3), 16)
+	s.ledger()
+	s.flawless(l.stop())
 }
 
 // TestProgramsBurst restarts programs under many clients that never pause.
@@ -193,7 +196,7 @@ func TestProgramsBusy(t *testing.T) {
 			s.start(nil, p.command(s, 0)...)
 			s.serving(0)
 			l := s.load(load.Config{KeepAlive: 16, Pause: 10 * time.Millisecond})
-			restartTimes(s, l, restarts(t, 5))
+			restartTimes(s, l, restarts(t, 5), 50)
 			r := l.stop()
 			took := s.drained()
 			closed, races := r.ClosedIdle.Count, failures(r, load.Race)
@@ -213,21 +216,21 @@ func TestProgramsBusy(t *testing.T) {
 func restartUnder(s *service, c load.Config, n int) {
 	s.t.Helper()
 	l := s.load(c)
-	restartTimes(s, l, n)
+	restartTimes(s, l, n, 50)
 	s.ledger()
 	s.flawless(l.stop())
 }
 
-// restartTimes restarts n times, with a little load before, between and after.
-func restartTimes(s *service, l *loading, n int) {
+// restartTimes restarts n times, with some requests before, between and after.
+func restartTimes(s *service, l *loading, n int, between int64) {
 	s.t.Helper()
-	l.requests(100)
+	l.requests(between)
 	for range n {
 		began := s.serving(0).Number
 		s.restart()
 		if now := s.serving(0).Number; now != began+1 {
 			s.t.Fatalf("generation %d serves after a restart of generation %d", now, began)
 		}
-		l.requests(50)
+		l.requests(between)
 	}
 }

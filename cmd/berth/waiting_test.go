@@ -21,6 +21,9 @@ func TestWaiting(t *testing.T) {
 				{"[::] where 127.0.0.1 waits", "127.0.0.1:%d", "::"},
 				{"127.0.0.1 where 0.0.0.0 waits", "0.0.0.0:%d", "127.0.0.1"},
 			} {
+				if in.name != asRoot.name && !soak() && c.bound != "::" {
+					continue // each takes seconds
+				}
 				t.Run(c.name, func(t *testing.T) {
 					s := newService(t, in)
 					s.start([]string{"--listen", fmt.Sprintf(c.held, s.port)}, "/usr/bin/python3", source("late.py"), portOf(s), c.bound)

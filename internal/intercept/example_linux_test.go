@@ -11,7 +11,7 @@ import (
 // One thread of this program is watched by the rest of it; otherwise the watched one would be another program.
 func Example() {
 	listeners := make(chan *intercept.Listener)
-	result := make(chan error)
+	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the filter stays, so the thread ends with the goroutine
 		f, err := intercept.Filter{}.Install()
