@@ -114,7 +114,8 @@ func (s *service) berth(args ...string) *exec.Cmd {
 		cmd.Env = append(os.Environ(), "HOME="+s.dir, envRefuse+"="+strings.Join(s.in.refuse, ","))
 	}
 	cmd.Dir = s.dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// Should the tests die, berth ends.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Pdeathsig: syscall.SIGTERM}
 	if s.in.uid != os.Geteuid() {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(s.in.uid), Gid: uint32(s.in.uid)}
 	}

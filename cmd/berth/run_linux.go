@@ -117,6 +117,9 @@ func (f runFlags) config(command []string) (supervisor.Config, error) {
 	}
 	if c.Name == "" {
 		c.Name = filepath.Base(command[0])
+		if checkName(c.Name) != nil {
+			return c, usage("give it one with --name NAME", "the command's name, %q, can't be a service's", c.Name)
+		}
 	}
 	if err := checkName(c.Name); err != nil {
 		return c, err
@@ -228,11 +231,14 @@ func parseAddress(s string) (supervisor.Address, error) {
 			return bad(fmt.Sprintf("%q is no IP address", host))
 		}
 	}
-	a.Form = keeper.Form{Addr: netip.AddrPortFrom(ip, uint16(n))}
-	if ip.Is6() && !ip.IsUnspecified() && !ip.Is4In6() {
-		// What Linux makes of a socket bound to one IPv6 address is the same either way; programs leave it off.
-		a.Form.V6Only = false
+	if ip.Zone() != "" {
+		zone, err := sys.Zone(ip.Zone())
+		if err != nil {
+			return bad(fmt.Sprintf("there is no interface %q", ip.Zone()))
+		}
+		ip = ip.WithZone(zone)
 	}
+	a.Form = keeper.Form{Addr: netip.AddrPortFrom(ip, uint16(n))}
 	return a, nil
 }
 
@@ -293,8 +299,8 @@ func openControl(c *supervisor.Config) (socket, lock *os.File, err error) {
 	if c.Control, err = filepath.Abs(c.Control); err != nil {
 		return nil, nil, failed(err, "")
 	}
-	if len(c.Control) > 100 {
-		return nil, nil, failed(fmt.Errorf("the control socket's path %s is longer than a socket's may be (100 bytes)", c.Control), "choose a shorter one with --control PATH")
+	if len(c.Control) > 88 {
+		return nil, nil, failed(fmt.Errorf("the control socket's path %s is longer than 88 bytes", c.Control), "choose a shorter one with --control PATH")
 	}
 	if info, err := os.Lstat(c.Control); err == nil {
 		if info.Mode()&os.ModeSocket == 0 {

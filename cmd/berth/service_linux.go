@@ -21,6 +21,7 @@ func serviceCommands() []*cobra.Command {
 func child() bool { return keeper.Child(supervise) }
 
 func supervise(sock *os.File) int {
+	keeper.SurvivePipe()
 	s, err := supervisor.New(sock)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "berth: error: supervisor:", err)
@@ -34,6 +35,9 @@ func supervise(sock *os.File) int {
 			fmt.Fprintln(os.Stderr, "berth: hint:", hint.Hint())
 		}
 		return exitFailed
+	}
+	if s.Failed() {
+		fmt.Fprintln(os.Stderr, "berth: hint: what the program printed is above; --ready and --ready-timeout say when a start is ready")
 	}
 	shutdown()
 	if err := s.Finish(); err != nil {

@@ -42,7 +42,9 @@ func newStatusCommand() *cobra.Command {
 					if i > 0 && !asJSON {
 						b.WriteByte('\n')
 					}
-					st, err := client.Status(cmd.Context())
+					ctx, cancel := context.WithTimeout(cmd.Context(), 10*time.Second)
+					st, err := client.Status(ctx)
+					cancel()
 					if err != nil {
 						return failed(err, "")
 					}

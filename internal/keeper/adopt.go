@@ -23,11 +23,12 @@ const leastBacklog = 4096
 
 // bound is a socket that was adopted by bind and does not listen yet.
 type bound struct {
-	form  Form
-	sock  *os.File // kept only where it cannot be duplicated again at listen
-	own   bool
-	reuse bool // the program asked for SO_REUSEPORT itself
-	takes *listener
+	form      Form
+	sock      *os.File // kept only where it cannot be duplicated again at listen
+	own       bool
+	reuse     bool // the program asked for SO_REUSEPORT itself
+	reuseAddr bool // and for SO_REUSEADDR
+	takes     *listener
 }
 
 // option is a setsockopt that a program made on a socket which cannot be read later.
@@ -62,12 +63,18 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 	if !call.Addr.IsValid() || call.Addr.Port() == 0 {
 		return false, 0
 	}
+	if elsewhere(call.TID) {
+		return false, 0 // in a network of its own, where nothing is held
+	}
 	sock, kind, own, err := k.callSocket(w, call)
+	if refusedByRights(err) {
+		k.refused(w, call, Form{Addr: call.Addr}, "its sockets can't be looked at, so it is not held: "+err.Error(), false)
+	}
 	if err != nil || sock == nil {
 		return false, 0
 	}
 	defer sock.Close()
-	form := Form{Addr: formAddr(kind, call.Addr), V6Only: kind.Family == sys.INET6 && kind.V6Only, Device: kind.Device}
+	form := Form{Addr: formAddr(kind, call), V6Only: kind.Family == sys.INET6 && kind.V6Only, Device: kind.Device}
 	if !k.mayUse(form, call.TID) {
 		return false, 0
 	}
@@ -89,7 +96,13 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 		}
 	}
 
-	b := bound{form: form, own: own, reuse: kind.Reuse}
+	b := bound{form: form, own: own, reuse: kind.Reuse, reuseAddr: kind.ReuseAddr}
+	for inode, other := range w.bound {
+		// The kernel's rule for two sockets of which none listens.
+		if other.form.Overlaps(form) && !(other.reuse && b.reuse) && !(other.reuseAddr && b.reuseAddr) && holds(inode) {
+			return true, syscall.EADDRINUSE
+		}
+	}
 	var stranger *listener // another generation's, from which connections would change over
 	for _, l := range k.listeners {
 		if !l.Form.Overlaps(form) || l.Generation == 0 || k.isGone(l.Generation) {
@@ -137,7 +150,7 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 	if err := k.bind(target, form); err != nil {
 		errno := sys.Errno(err)
 		if errno == syscall.EADDRINUSE {
-			k.refused(w, call, form, "another program has the address", false)
+			k.refused(w, call, form, InUse, false)
 		}
 		return true, errno
 	}
@@ -150,7 +163,7 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 			k.refused(w, call, form, err.Error(), true)
 			return true, sys.Errno(err)
 		}
-		if k.cannotDuplicate(w) {
+		if !own {
 			if b.sock, err = sys.Duplicate(target); err != nil {
 				return true, sys.Errno(err)
 			}
@@ -163,7 +176,7 @@ func (k *Keeper) adoptBind(w *worker, call *intercept.Call) (handled bool, errno
 // callSocket is a duplicate of the caller's socket with its kind, if it is a TCP one; own is false where it cannot be duplicated, and
 // then the socket is an unbound one, and the kind what can be known from outside.
 func (k *Keeper) callSocket(w *worker, call *intercept.Call) (sock *os.File, kind sys.Kind, own bool, err error) {
-	if !k.cannotDuplicate(w) {
+	if k.means.Adoption == AdoptDuplicate {
 		sock, err = call.Socket()
 		if err == nil {
 			kind, err = sys.KindOf(sock)
@@ -206,7 +219,9 @@ func (k *Keeper) callSocket(w *worker, call *intercept.Call) (sock *os.File, kin
 	for _, o := range w.options {
 		if o.inode == inode {
 			_ = sys.SetOption(sock, o.level, o.name, o.value)
-			kind.Reuse = kind.Reuse || sys.IsReusePort(o.level, o.name) && len(o.value) > 0 && o.value[0] != 0
+			on := len(o.value) > 0 && o.value[0] != 0
+			kind.Reuse = kind.Reuse || sys.IsReusePort(o.level, o.name) && on
+			kind.ReuseAddr = kind.ReuseAddr || sys.IsReuseAddr(o.level, o.name) && on
 		}
 	}
 	made, err := sys.KindOf(sock)
@@ -217,8 +232,6 @@ func (k *Keeper) callSocket(w *worker, call *intercept.Call) (sock *os.File, kin
 	kind.V6Only, kind.Device = made.V6Only, made.Device
 	return sock, kind, false, nil
 }
-
-func (k *Keeper) cannotDuplicate(w *worker) bool { return k.means.Adoption == AdoptReplace }
 
 func refusedByRights(err error) bool {
 	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.ENOSYS)
@@ -298,12 +311,18 @@ func (k *Keeper) adoptListen(w *worker, call *intercept.Call) (handled bool, err
 				k.emit(Event{Listening: &l.Listener})
 			}
 			// A second listen changes the backlog.
-			return true, listenErrno(sys.ListenOn(l.sock, max(call.Backlog, leastBacklog)))
+			return true, sys.Errno(sys.ListenOn(l.sock, max(call.Backlog, leastBacklog)))
 		}
 	}
 	b, ok := w.bound[inode]
 	if !ok {
 		return false, 0
+	}
+	for _, l := range k.listeners {
+		// listen(2) checks again, and SO_REUSEADDR does not help beside one that listens.
+		if l.Generation == w.Generation && l.Form.Overlaps(b.form) && !(l.reuse && b.reuse) && holds(l.Inode) {
+			return true, syscall.EADDRINUSE
+		}
 	}
 	sock := b.sock
 	if sock == nil {
@@ -328,17 +347,10 @@ func (k *Keeper) adoptListen(w *worker, call *intercept.Call) (handled bool, err
 	return true, 0
 }
 
-func listenErrno(err error) syscall.Errno {
-	if err == nil {
-		return 0
-	}
-	return sys.Errno(err)
-}
-
 // noteOption remembers an option for the socket that will be put in the place of this one.
 func (k *Keeper) noteOption(w *worker, call *intercept.Call) {
 	inode, err := call.Inode()
-	if err != nil || len(call.Value) == 0 || !sys.Carried(call.Level, call.Name) && !sys.IsReusePort(call.Level, call.Name) {
+	if err != nil || len(call.Value) == 0 || !sys.Carried(call.Level, call.Name) && !sys.IsReusePort(call.Level, call.Name) && !sys.IsReuseAddr(call.Level, call.Name) {
 		return
 	}
 	if len(w.options) == maxOptions {
@@ -346,6 +358,9 @@ func (k *Keeper) noteOption(w *worker, call *intercept.Call) {
 	}
 	w.options = append(w.options, option{inode, call.Level, call.Name, call.Value})
 }
+
+// InUse is the reason of a bind that the kernel refused with EADDRINUSE.
+const InUse = "another program has the address"
 
 func (k *Keeper) refused(w *worker, call *intercept.Call, form Form, reason string, fatal bool) {
 	k.emit(Event{Refused: &Refused{Generation: w.Generation, PID: call.TID, Form: form, Reason: reason, Fatal: fatal}})
@@ -359,7 +374,12 @@ func (k *Keeper) isGone(generation int) bool {
 // inheritable is the listener of the form on which connections wait that nobody accepts.
 func (k *Keeper) inheritable(w *worker, form Form) *listener {
 	for _, l := range k.listeners {
-		if l.Form == form && l.Current && (l.Generation == 0 || k.isGone(l.Generation) || l.Generation == w.Generation && !holds(l.Inode)) {
+		if l.Form != form || !l.Current {
+			continue
+		}
+		// Its first process may be dead and others still accept.
+		owner := k.workers[l.Generation]
+		if owner == nil || owner.Gone || (k.isGone(l.Generation) || l.Generation == w.Generation) && !holds(l.Inode) {
 			return l
 		}
 	}
@@ -416,10 +436,21 @@ func holds(inode uint64) bool {
 	return false
 }
 
-// formAddr is the address as the socket's family sees it.
-func formAddr(kind sys.Kind, addr netip.AddrPort) netip.AddrPort {
-	if kind.Family == sys.INET {
-		return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+// formAddr is the address as the socket's family sees it, with the zone of a link-local one.
+func formAddr(kind sys.Kind, call *intercept.Call) netip.AddrPort {
+	addr := call.Addr.Addr()
+	switch {
+	case kind.Family == sys.INET:
+		addr = addr.Unmap()
+	case addr.IsLinkLocalUnicast() && addr.Is6() && call.ScopeID != 0:
+		addr = addr.WithZone(strconv.FormatUint(uint64(call.ScopeID), 10))
 	}
-	return addr
+	return netip.AddrPortFrom(addr, call.Addr.Port())
+}
+
+// elsewhere reports whether a thread is in another network namespace than the keeper.
+func elsewhere(tid int) bool {
+	own, err1 := os.Readlink("/proc/self/ns/net")
+	its, err2 := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", tid))
+	return err1 == nil && err2 == nil && own != its
 }

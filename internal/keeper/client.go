@@ -34,16 +34,40 @@ type reply struct {
 
 // NewClient speaks to the keeper on a socket and owns it.
 func NewClient(sock *os.File) *Client {
-	c := &Client{sock: sock, events: make(chan Event, 256), waiting: map[uint64]chan reply{}}
-	go c.receive()
+	c := &Client{sock: sock, events: make(chan Event), waiting: map[uint64]chan reply{}}
+	arrived := make(chan Event)
+	go c.receive(arrived)
+	go c.queue(arrived)
 	return c
 }
 
 // Events come in the order in which they happened; the channel is closed when the keeper is gone.
 func (c *Client) Events() <-chan Event { return c.events }
 
-func (c *Client) receive() {
+// queue keeps events until somebody takes them: who waits for a reply may be the one who takes events.
+func (c *Client) queue(arrived <-chan Event) {
 	defer close(c.events)
+	var waiting []Event
+	for arrived != nil || len(waiting) > 0 {
+		var out chan<- Event
+		var first Event
+		if len(waiting) > 0 {
+			out, first = c.events, waiting[0]
+		}
+		select {
+		case ev, ok := <-arrived:
+			if !ok {
+				return
+			}
+			waiting = append(waiting, ev)
+		case out <- first:
+			waiting = waiting[1:]
+		}
+	}
+}
+
+func (c *Client) receive(arrived chan<- Event) {
+	defer close(arrived)
 	buf := make([]byte, maxMessage)
 	for {
 		n, files, err := sys.ReceiveMessage(c.sock, buf)
@@ -67,7 +91,7 @@ func (c *Client) receive() {
 		if m.ID == 0 {
 			var ev Event
 			if json.Unmarshal(m.Body, &ev) == nil {
-				c.events <- ev
+				arrived <- ev
 			}
 			continue
 		}
@@ -169,6 +193,19 @@ func (c *Client) Queues() ([]Queue, error) {
 	var q []Queue
 	_, err := c.call(opQueues, nil, &q)
 	return q, err
+}
+
+// Listeners lists all that the keeper holds.
+func (c *Client) Listeners() ([]Listener, error) {
+	var l []Listener
+	_, err := c.call(opListeners, nil, &l)
+	return l, err
+}
+
+// Close closes one listener, which its program has closed.
+func (c *Client) Close(listener int) error {
+	_, err := c.call(opClose, listener, nil)
+	return err
 }
 
 // Release closes the listeners of a generation (0: the waiting rooms) to which no connection is steered any more; what waited

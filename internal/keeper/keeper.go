@@ -53,6 +53,9 @@ type Keeper struct {
 	groups     map[Form]*steer.Group
 	mode       steer.Mode
 	lastID     int
+	greeted    bool             // the supervisor has the inventory
+	missed     []Event          // signals that came while none had it
+	sock       *os.File         // to the supervisor
 	supervisor int              // its pid
 	ending     bool             // the supervisor has said that all is over
 	relays     map[int]struct{} // pids
@@ -74,10 +77,11 @@ func (m outgoing) done() {
 // listener is a listening socket with the descriptor that keeps its queue alive.
 type listener struct {
 	Listener
-	sock   *os.File
-	slot   steer.Slot
-	reuse  bool // the program itself asked for SO_REUSEPORT
-	origin int  // the generation that made it; a later one may have inherited it
+	sock     *os.File
+	slot     steer.Slot
+	reuse    bool // the program itself asked for SO_REUSEPORT
+	deferred int  // its TCP_DEFER_ACCEPT, while it is probed
+	origin   int  // the generation that made it; a later one may have inherited it
 }
 
 // Run is the keeper's life: it returns the exit status when the supervisor says so.
@@ -94,9 +98,12 @@ func Run(config Config) (int, error) {
 	if err := sys.BecomeSubreaper(); err != nil {
 		return 1, err
 	}
-	signals := make(chan os.Signal, 16)
-	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	children, signals := make(chan os.Signal, 1), make(chan os.Signal, 16)
+	signal.Notify(children, syscall.SIGCHLD)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
+	defer signal.Stop(children)
 	defer signal.Stop(signals)
+	SurvivePipe()
 	k.findMeans()
 	if err := k.startSupervisor(); err != nil {
 		return 1, err
@@ -105,19 +112,25 @@ func Run(config Config) (int, error) {
 	for {
 		select {
 		case status := <-k.done:
-			k.outlive(signals)
+			k.outlive(children)
 			return status, nil
+		case <-children:
+			k.reap()
 		case sig := <-signals:
-			if sig == syscall.SIGCHLD {
-				k.reap()
-				continue
-			}
 			k.mu.Lock()
-			k.emit(Event{Signal: int(sig.(syscall.Signal))})
+			if ev := (Event{Signal: int(sig.(syscall.Signal))}); k.greeted {
+				k.emit(ev)
+			} else {
+				k.missed = append(k.missed, ev)
+			}
 			k.mu.Unlock()
 		}
 	}
 }
+
+// SurvivePipe lets this process go on when nobody reads its output any more: without a handler, Go ends a process whose write to
+// standard output or error meets EPIPE. The programs keep the signal's default.
+func SurvivePipe() { signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) }
 
 // outlive waits for the supervisor's end, so that nothing of berth's runs on, or still has something to say, when the keeper has ended.
 func (k *Keeper) outlive(signals <-chan os.Signal) {
@@ -177,7 +190,7 @@ func tryDuplicate() error {
 	return err
 }
 
-// emit tells the supervisor; with none there, nothing is lost, for Hello gives the next one the inventory.
+// emit tells the supervisor. With none there nothing is lost: Hello gives the next one the inventory, and signals wait for it.
 func (k *Keeper) emit(ev Event) {
 	body, err := json.Marshal(ev)
 	if err == nil {
@@ -195,8 +208,16 @@ func (k *Keeper) send(m outgoing) {
 	case k.out <- m:
 	default:
 		m.done()
+		k.cutOff()
+	}
+}
+
+// cutOff ends what is said to the supervisor: it meets an end of file, ends, and another starts.
+func (k *Keeper) cutOff() {
+	if k.out != nil {
 		close(k.out)
-		k.out = nil
+		k.out, k.greeted = nil, false
+		_ = sys.StopTalking(k.sock)
 	}
 }
 
@@ -218,7 +239,7 @@ func (k *Keeper) startSupervisor() error {
 	}
 	out := make(chan outgoing, 1024)
 	k.mu.Lock()
-	k.supervisor, k.out = pid, out
+	k.supervisor, k.out, k.sock = pid, out, ours
 	k.mu.Unlock()
 	go func() {
 		defer ours.Close()
@@ -229,7 +250,11 @@ func (k *Keeper) startSupervisor() error {
 			}
 			m.done()
 			if err != nil {
-				k.log.Debug("the supervisor does not listen", "err", err)
+				k.mu.Lock()
+				if k.out == out {
+					k.cutOff()
+				}
+				k.mu.Unlock()
 				break
 			}
 		}
@@ -264,17 +289,20 @@ func (k *Keeper) serve(sock *os.File, out chan outgoing) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.out == out {
-		close(out)
-		k.out = nil
+		k.cutOff()
 	}
 }
 
 // respond carries out one request and answers it.
 func (k *Keeper) respond(m message, out chan outgoing) {
 	result, files, err := k.answerRequest(m)
-	r := outgoing{message: message{ID: m.ID}, files: files, lent: m.Op == opDuplicate}
+	r := outgoing{message: message{ID: m.ID}, files: files, lent: m.Op == opDuplicate || m.Op == opStart}
 	if err == nil {
 		r.Body, err = json.Marshal(result)
+	}
+	if err == nil && len(r.Body) > maxMessage-1024 {
+		err = fmt.Errorf("%s: the answer of %d bytes is too large", m.Op, len(r.Body))
+		r.Body = nil
 	}
 	if err != nil {
 		r.Error = &Error{Text: err.Error()}
@@ -290,6 +318,13 @@ func (k *Keeper) respond(m message, out chan outgoing) {
 		return
 	}
 	k.send(r)
+	if m.Op == opHello {
+		k.greeted = true
+		for _, ev := range k.missed {
+			k.emit(ev)
+		}
+		k.missed = nil
+	}
 }
 
 func (k *Keeper) answerRequest(m message) (any, []*os.File, error) {
@@ -324,6 +359,8 @@ func (k *Keeper) answerRequest(m message) (any, []*os.File, error) {
 		return nil, nil, k.probe(p)
 	case opQueues:
 		return k.queues(), nil, nil
+	case opListeners:
+		return k.list(), nil, nil
 	case opRelay:
 		var r Relay
 		if err := decode(&r); err != nil {
@@ -357,6 +394,8 @@ func (k *Keeper) answerRequest(m message) (any, []*os.File, error) {
 		return k.release(n), nil, nil
 	case opRefuse:
 		return nil, nil, k.refuse(n)
+	case opClose:
+		return nil, nil, k.closeOne(n)
 	case opExit:
 		k.done <- n
 		return nil, nil, nil
@@ -402,13 +441,16 @@ func (k *Keeper) reap() {
 			if k.ending {
 				break
 			}
-			k.log.Error("the supervisor ended and is started again", "status", Describe(status))
-			// A supervisor that dies at once would otherwise take a core.
-			time.AfterFunc(50*time.Millisecond, func() {
-				if err := k.startSupervisor(); err != nil {
-					k.log.Error("no supervisor", "err", err)
+			if k.state == nil {
+				// It could not even begin, and has said why.
+				select {
+				case k.done <- 1:
+				default:
 				}
-			})
+				break
+			}
+			k.log.Error("the supervisor ended and is started again", "status", Describe(status))
+			k.startAgain()
 		default:
 			delete(k.relays, pid)
 			for _, w := range k.workers {
@@ -424,6 +466,16 @@ func (k *Keeper) reap() {
 		}
 		k.mu.Unlock()
 	}
+}
+
+// startAgain starts a supervisor after a pause: one that dies at once would otherwise take a core.
+func (k *Keeper) startAgain() {
+	time.AfterFunc(50*time.Millisecond, func() {
+		if err := k.startSupervisor(); err != nil {
+			k.log.Error("no supervisor", "err", err)
+			k.startAgain()
+		}
+	})
 }
 
 // Describe says how a process ended.

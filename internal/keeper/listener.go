@@ -3,6 +3,7 @@
 package keeper
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -102,7 +103,6 @@ func (k *Keeper) join(l *listener) error {
 	}
 	for _, old := range stale {
 		k.close(old)
-		k.emit(Event{Closed: old.ID})
 	}
 	return nil
 }
@@ -138,8 +138,17 @@ func (k *Keeper) steer(generation int) error {
 			forms[l.Form] = true
 		}
 	}
+	before := map[Form]int{}
 	for form := range forms {
+		before[form] = k.currentGeneration(form)
 		if err := k.steerForm(form, generation); err != nil {
+			// All or none: those that were steered go back.
+			delete(before, form)
+			for done, old := range before {
+				if back := k.steerForm(done, old); back != nil {
+					err = errors.Join(err, back)
+				}
+			}
 			return err
 		}
 	}
@@ -181,7 +190,61 @@ func (k *Keeper) probe(p Probe) error {
 	if l == nil {
 		return fmt.Errorf("probe: there is no listener %d", p.Listener)
 	}
-	return k.groups[l.Form].Probe(l.slot, p.From)
+	if err := k.groups[l.Form].Probe(l.slot, p.From); err != nil {
+		return err
+	}
+	// A listener that waits for data before it accepts would not accept a probe that sends none.
+	if !p.From.IsValid() {
+		if l.deferred != 0 {
+			_, err := sys.DeferAccept(l.sock, l.deferred)
+			l.deferred = 0
+			return err
+		}
+		return nil
+	}
+	was, err := sys.DeferAccept(l.sock, 0)
+	if was != 0 {
+		l.deferred = was
+	}
+	return err
+}
+
+func (k *Keeper) list() []Listener {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := []Listener{}
+	for _, l := range k.sorted() {
+		all = append(all, l.Listener)
+	}
+	return all
+}
+
+// closeOne closes a listener that its program has closed.
+func (k *Keeper) closeOne(id int) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	l := k.listeners[id]
+	if l == nil {
+		return nil
+	}
+	if l.Current {
+		// Others of its generation may go on.
+		if err := k.steerForm(l.Form, l.Generation, l); err != nil && len(k.others(l)) > 0 {
+			return err
+		}
+	}
+	k.close(l)
+	return nil
+}
+
+// others are the other listeners of a form.
+func (k *Keeper) others(l *listener) (others []*listener) {
+	for _, o := range k.listeners {
+		if o != l && o.Form == l.Form {
+			others = append(others, o)
+		}
+	}
+	return others
 }
 
 func (k *Keeper) queues() []Queue {

@@ -43,6 +43,8 @@ const (
 	opSteer     = "steer"
 	opProbe     = "probe"
 	opQueues    = "queues"
+	opListeners = "listeners"
+	opClose     = "close"
 	opRelease   = "release"
 	opRelay     = "relay"
 	opRefuse    = "refuse"
@@ -75,6 +77,8 @@ type Means struct {
 type Begun struct {
 	Worker Worker `json:"worker"`
 	Means  Means  `json:"means"` // a start can find out that something is refused here
+
+	NoCgroup string `json:"no_cgroup,omitempty"` // why it is not in the cgroup that was asked for
 }
 
 // Worker is one generation's process as the keeper started it.
@@ -144,7 +148,6 @@ type Relay struct {
 // Event is what the keeper tells the supervisor unasked; one field is set.
 type Event struct {
 	Listening *Listener `json:"listening,omitempty"` // a program listens
-	Closed    int       `json:"closed,omitempty"`    // the listener that its program closed before it made another
 	Refused   *Refused  `json:"refused,omitempty"`   // a program was not let bind or listen
 	Exited    *Worker   `json:"exited,omitempty"`    // a generation's first process ended
 	Gone      int       `json:"gone,omitempty"`      // the generation of which no process is left

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -19,11 +20,12 @@ import (
 // worker is a generation's process with all that the keeper holds for it.
 type worker struct {
 	Worker
-	notify  *intercept.Listener // nil: its calls are not intercepted
-	outputs []*os.File          // reading ends of its standard output and error
-	bound   map[uint64]bound    // adopted by bind, not listening yet, by inode
-	spare   map[int][]*os.File  // unused sockets made inside its cgroup, by family
-	options []option            // what it set on sockets, where they cannot be read later
+	notify   *intercept.Listener // nil: its calls are not intercepted
+	outputs  []*os.File          // reading ends of its standard output and error
+	bound    map[uint64]bound    // adopted by bind, not listening yet, by inode
+	spare    map[int][]*os.File  // unused sockets made inside its cgroup, by family
+	noCgroup string              // why it is not in its cgroup
+	options  []option            // what it set on sockets, where they cannot be read later
 }
 
 // shimSpec is what the keeper tells the shim. The environment and the command travel as the shim's own.
@@ -61,7 +63,17 @@ func (k *Keeper) start(s Start) (Begun, []*os.File, error) {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return Begun{w.Worker, k.means}, w.outputs, nil
+	var outputs []*os.File
+	for _, out := range w.outputs {
+		// Duplicates: the generation may be forgotten before the answer is sent.
+		dup, err := sys.Duplicate(out)
+		if err != nil {
+			closeAll(outputs)
+			return Begun{}, nil, err
+		}
+		outputs = append(outputs, dup)
+	}
+	return Begun{w.Worker, k.means, w.noCgroup}, outputs, nil
 }
 
 // hand makes the generation's fresh listeners.
@@ -131,7 +143,14 @@ func (k *Keeper) startShim(w *worker, s Start) error {
 		defer dir.Close()
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
 	}
-	pid, err := syscall.ForkExec("/proc/self/exe", append([]string{shimName, s.Path}, s.Args...), attr)
+	args := append([]string{shimName, s.Path}, s.Args...)
+	pid, err := syscall.ForkExec("/proc/self/exe", args, attr)
+	if err != nil && attr.Sys.UseCgroupFD {
+		// clone3 or its flag is refused in many a container.
+		w.noCgroup = err.Error()
+		attr.Sys.UseCgroupFD = false
+		pid, err = syscall.ForkExec("/proc/self/exe", args, attr)
+	}
 	if err != nil {
 		return fmt.Errorf("start a process: %w", err)
 	}
@@ -218,17 +237,22 @@ func (r shimReport) err(s Start) error {
 
 // environment is the keeper's, without what a service manager meant for the keeper alone.
 func (k *Keeper) environment(s Start) []string {
+	added := append(slices.Clone(s.Env), "BERTH_SERVICE="+k.config.Name, "BERTH_GENERATION="+strconv.Itoa(s.Generation), "BERTH_KEEPER="+strconv.Itoa(os.Getpid()))
+	dropped := map[string]bool{"NOTIFY_SOCKET": true, "LISTEN_PID": true, "LISTEN_FDS": true, "LISTEN_FDNAMES": true,
+		"LISTEN_PIDFDID": true, "WATCHDOG_PID": true, "WATCHDOG_USEC": true, "JOURNAL_STREAM": true}
 	var env []string
-	for _, kv := range os.Environ() {
-		switch name, _, _ := strings.Cut(kv, "="); name {
-		case "NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID", "WATCHDOG_PID", "WATCHDOG_USEC",
-			"JOURNAL_STREAM", "BERTH_SERVICE", "BERTH_GENERATION", "BERTH_KEEPER":
-		default:
+	// The last one of a name counts.
+	for _, kv := range slices.Backward(slices.Concat(slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		name, _, _ := strings.Cut(kv, "=")
+		return dropped[name]
+	}), added)) {
+		name, _, _ := strings.Cut(kv, "=")
+		if !slices.ContainsFunc(env, func(have string) bool { return strings.HasPrefix(have, name+"=") }) {
 			env = append(env, kv)
 		}
 	}
-	env = append(env, "BERTH_SERVICE="+k.config.Name, "BERTH_GENERATION="+strconv.Itoa(s.Generation), "BERTH_KEEPER="+strconv.Itoa(os.Getpid()))
-	return append(env, s.Env...)
+	slices.Reverse(env)
+	return env
 }
 
 // openOutputs makes the program's standard output and error: terminals if ours are, one file if ours are one.

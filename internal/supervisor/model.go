@@ -61,6 +61,7 @@ type State struct {
 	Finished    bool          `json:"finished,omitempty"`
 	Ledger      []Entry       `json:"ledger,omitempty"`
 	Restarts    int           `json:"restarts,omitempty"`
+	Requests    uint64        `json:"requests,omitempty"` // the last request's ID
 
 	Limits Limits `json:"limits"`
 }
@@ -161,9 +162,12 @@ func (s *State) Apply(ev Event) []Action {
 	case StopWanted:
 		s.stop(ev, do)
 	case Started:
-		if g.PID = ev.PID; g.Phase == Failed {
+		g.PID = ev.PID
+		switch {
+		case g.Gone || g.Closing: // its end was told before its start
+		case g.Phase == Failed:
 			s.end(g, do)
-		} else {
+		default:
 			do(Action{Kind: DoProbe, Generation: g.Number})
 		}
 	case StartFailed:
@@ -361,11 +365,11 @@ func (s *State) released(g *Generation, ev Event, do func(Action)) {
 		s.complete(g.Entry, ev.At, do)
 	}
 	if g.Phase == Failed && !s.Stopping {
-		if serving := s.generation(s.Serving); serving == nil {
+		if serving := s.generation(s.Serving); serving == nil && len(s.Queue) == 0 {
 			// The very first start failed: there is nothing to go on with.
 			s.Finished = true
 			do(Action{Kind: DoFinish, Status: 1})
-		} else if serving.Dead {
+		} else if serving != nil && serving.Dead {
 			s.Crashes++
 			s.CrashExit = g.Exit
 			if g.Exit == "" {
@@ -467,4 +471,23 @@ func (s *State) CrashLoop() string {
 		return ""
 	}
 	return fmt.Sprintf("crash loop: %d in a row, the last: %s", s.Crashes, s.CrashExit)
+}
+
+// bounded is the state as it is stored: without what only a person wants to read, for the keeper takes no more than a message.
+func (s *State) bounded() *State {
+	b := *s
+	b.Ledger = slices.Clone(s.Ledger[max(0, len(s.Ledger)-shownEntries):])
+	for i := range b.Ledger {
+		b.Ledger[i].Output = nil
+		b.Ledger[i].Error = cut(b.Ledger[i].Error)
+	}
+	return &b
+}
+
+// cut bounds an error's text.
+func cut(text string) string {
+	if len(text) > 1000 {
+		return text[:1000] + "…"
+	}
+	return text
 }

@@ -132,7 +132,8 @@ func (w *world) happen() {
 	i := rapid.IntRange(0, len(w.pending)-1).Draw(w.t, "which")
 	// What is told of one generation keeps its order.
 	for j := range i {
-		if w.pending[j].Generation == w.pending[i].Generation {
+		// But that it has started is told by another way.
+		if w.pending[j].Generation == w.pending[i].Generation && w.pending[j].Kind != Started {
 			i = j
 			break
 		}

@@ -106,11 +106,11 @@ func (p processes) search() ([]int, error) {
 			continue
 		}
 		parents[pid] = parent
-		if p.pid != 0 && (session == p.pid || pid == p.pid) {
+		if pid == p.pid && parent == p.keeper {
 			member[pid] = true
 		} else if env, err := os.ReadFile("/proc/" + name + "/environ"); err == nil {
 			env = append([]byte{0}, env...)
-			member[pid] = bytes.Contains(env, mark) && bytes.Contains(env, generation)
+			member[pid] = bytes.Contains(env, mark) && bytes.Contains(env, generation) || session == p.pid && p.pid != 0 && alive(p.pid, p.keeper)
 		}
 	}
 	var pids []int
@@ -123,6 +123,12 @@ func (p processes) search() ([]int, error) {
 		}
 	}
 	return pids, nil
+}
+
+// alive reports whether the first process is still there: its number, and with it its session's, may be another's by now.
+func alive(pid, keeper int) bool {
+	parent, _, _, err := stat(pid)
+	return err == nil && parent == keeper
 }
 
 // stat reads a process' parent, session and state from /proc/PID/stat (proc(5)).

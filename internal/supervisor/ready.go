@@ -125,7 +125,12 @@ func (t *trial) attempt(ctx context.Context, listeners []keeper.Listener) error 
 	case "exec":
 		return t.exec(ctx, listeners)
 	}
+	seen := map[keeper.Form]bool{}
 	for _, l := range listeners {
+		if seen[l.Form] {
+			continue // several that share an address are one to a client
+		}
+		seen[l.Form] = true
 		if err := t.accepted(ctx, l); err != nil {
 			return err
 		}
@@ -154,6 +159,9 @@ func (t *trial) dial(ctx context.Context, l keeper.Listener) (net.Conn, func(), 
 
 // accepted waits until the program, not merely the kernel, has accepted a connection: only then has the connection's socket a file.
 func (t *trial) accepted(ctx context.Context, l keeper.Listener) error {
+	if l.Form.Device != 0 {
+		return nil // out of this machine's own reach: that it listens is all that can be known
+	}
 	conn, end, err := t.dial(ctx, l)
 	if err != nil {
 		return err
@@ -163,14 +171,20 @@ func (t *trial) accepted(ctx context.Context, l keeper.Listener) error {
 	id := sockdiag.ID{Local: addrPort(conn.RemoteAddr()), Remote: addrPort(conn.LocalAddr())}
 	for pause := firstPause; ; pause = min(2*pause, mostPause) {
 		s, err := t.diag.Get(id)
-		if errors.Is(err, sockdiag.ErrNotFound) {
-			return fmt.Errorf("%s closed a connection", l.Form)
-		}
-		if err != nil {
+		gone := errors.Is(err, sockdiag.ErrNotFound)
+		if err != nil && !gone {
 			return err
 		}
 		if s.Inode != 0 {
 			return nil
+		}
+		if gone || s.State != sockdiag.Established && s.State != sockdiag.SynReceived {
+			// Closed already: with a FIN by a program that accepted it, with a reset if nobody did.
+			_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+			if _, err := conn.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
+				return nil
+			}
+			return fmt.Errorf("a connection to %s was reset before it was accepted", l.Form)
 		}
 		select {
 		case <-time.After(pause):

@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"syscall"
@@ -23,6 +22,7 @@ import (
 
 	"github.com/berth-net/berth/internal/drain"
 	"github.com/berth-net/berth/internal/keeper"
+	"github.com/berth-net/berth/internal/sys"
 	"github.com/berth-net/berth/sockdiag"
 )
 
@@ -44,23 +44,24 @@ type Supervisor struct {
 	runs      map[int]*run
 	listeners map[int]keeper.Listener
 	tellers   map[uint64]*waiter
-	lastID    uint64
 	status    int
 }
 
 // run is what the supervisor has of one generation besides the model's view of it.
 type run struct {
 	processes
-	cgroupWhy string // why it has no cgroup
-	order     *drain.Order
-	orderWhy  string // why it has none
-	notify    *notifySocket
-	tail      *tail
-	listening chan []keeper.Listener // to its trial
-	cancel    context.CancelFunc     // of its trial or drain
-	cut       func() int             // ends watchCut
-	refusal   string
-	begun     chan struct{} // closed when the keeper has answered its start
+	cgroupWhy   string // why it has no cgroup
+	order       *drain.Order
+	orderWhy    string // why it has none
+	notify      *notifySocket
+	tail        *tail
+	listening   chan []keeper.Listener // to its trial
+	cancel      context.CancelFunc     // of its trial or drain
+	cut         func() int             // ends watchCut
+	refusal     string                 // why it was last refused a bind or listen, and of what
+	refusedForm keeper.Form
+	unheld      map[int]bool  // listeners that no process had at the last look
+	begun       chan struct{} // closed when the keeper has answered its start
 }
 
 // waiter is somebody who waits for a request's outcome.
@@ -117,60 +118,6 @@ func (s *Supervisor) Control() net.Listener { return s.control }
 // Config is the service's configuration.
 func (s *Supervisor) Config() Config { return s.config }
 
-// recover takes over what an earlier supervisor left: what serves or drains goes on, a candidate is ended.
-func (s *Supervisor) recover(outputs []*os.File) {
-	s.state.Limits.KillAfter = s.config.KillAfter
-	s.state.Command = s.config.Command
-	if s.inventory.State == nil {
-		return
-	}
-	if err := json.Unmarshal(s.inventory.State, &s.state); err != nil {
-		s.log.Error("the state an earlier supervisor left can't be read", "err", err)
-	}
-	for _, l := range s.inventory.Listeners {
-		s.listeners[l.ID] = l
-	}
-	for _, w := range s.inventory.Workers {
-		r := s.newRun(w.Generation)
-		r.pid = w.PID
-		close(r.begun)
-		for _, out := range outputs[:w.Outputs] {
-			r.tail.copy(os.Stdout, out)
-		}
-		outputs = outputs[w.Outputs:]
-		if path, err := serviceCgroup(s.config.Name, os.Getppid()); err == nil {
-			if path = filepath.Join(path, fmt.Sprint(w.Generation)); isDir(path) {
-				r.cgroup = path
-			}
-		}
-		if w.Exited && w.Status != nil {
-			s.post(Event{Kind: Exited, Generation: w.Generation, Reason: keeper.Describe(*w.Status), Failure: !w.Status.Exited() || w.Status.ExitStatus() != 0})
-		}
-		if w.Gone {
-			s.post(Event{Kind: Gone, Generation: w.Generation})
-		}
-	}
-	for _, g := range s.state.Generations {
-		switch {
-		case g.Number == s.state.Candidate:
-			s.post(Event{Kind: NotReady, Generation: g.Number, Reason: "the supervisor was replaced meanwhile"})
-		case g.Phase == Draining:
-			s.carryOut(Action{Kind: DoDrain, Generation: g.Number})
-		case g.Phase == Stopping:
-			s.carryOut(Action{Kind: DoSignal, Generation: g.Number})
-			s.carryOut(Action{Kind: DoKillIn, Generation: g.Number, After: s.state.Limits.KillAfter})
-		}
-	}
-	if s.state.Waiting {
-		s.carryOut(Action{Kind: DoRetryIn, After: s.state.Backoff()})
-	}
-}
-
-func isDir(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.IsDir()
-}
-
 func (s *Supervisor) newRun(generation int) *run {
 	r := &run{
 		processes: processes{generation: generation, keeper: os.Getppid()},
@@ -178,6 +125,7 @@ func (s *Supervisor) newRun(generation int) *run {
 		listening: make(chan []keeper.Listener, 1),
 		cancel:    func() {},
 		begun:     make(chan struct{}),
+		unheld:    map[int]bool{},
 	}
 	s.runs[generation] = r
 	return r
@@ -203,8 +151,12 @@ func (s *Supervisor) Run() error {
 		}
 		s.apply(Event{Kind: Requested, At: time.Now(), Request: Request{Cause: ByStart}})
 	}
+	tidy := time.NewTicker(time.Second)
+	defer tidy.Stop()
 	for {
 		select {
+		case <-tidy.C:
+			s.tidy()
 		case ev, ok := <-s.keeper.Events():
 			if !ok {
 				return errors.New("the keeper is gone")
@@ -221,6 +173,9 @@ func (s *Supervisor) Run() error {
 		}
 	}
 }
+
+// Failed reports whether the service ended because its first start failed.
+func (s *Supervisor) Failed() bool { return s.status != 0 }
 
 // Finish tells the keeper to end with the service's exit status. It is the last thing said.
 func (s *Supervisor) Finish() error {
@@ -253,7 +208,7 @@ func (s *Supervisor) apply(ev Event) {
 	if ev.Kind == Exited || ev.Kind == Gone || ev.Kind == StartFailed || ev.Kind == NotReady || ev.Kind == SteerFailed || ev.Kind == StopWanted {
 		s.log.Debug(string(ev.Kind), "generation", ev.Generation, "reason", ev.Reason)
 	}
-	if blob, err := json.Marshal(&s.state); err == nil {
+	if blob, err := json.Marshal(s.state.bounded()); err == nil {
 		if err := s.keeper.State(blob); err != nil {
 			s.log.Error("the state could not be stored with the keeper", "err", err)
 		}
@@ -268,14 +223,11 @@ func (s *Supervisor) heard(ev keeper.Event) {
 	switch {
 	case ev.Listening != nil:
 		l := *ev.Listening
-		s.prune()
-		s.listeners[l.ID] = l
+		s.refresh()
 		s.log.Info("listening", "generation", l.Generation, "address", l.Form.String())
 		if r := s.runs[l.Generation]; r != nil {
 			s.tellTrial(r)
 		}
-	case ev.Closed != 0:
-		delete(s.listeners, ev.Closed) // its successor is announced next
 	case ev.Refused != nil:
 		s.refused(*ev.Refused)
 	case ev.Exited != nil:
@@ -313,16 +265,53 @@ func (s *Supervisor) gone(r *run) {
 	s.apply(Event{Kind: Gone, At: time.Now(), Generation: r.generation})
 }
 
-// prune forgets listeners that the keeper has closed because their program did.
-func (s *Supervisor) prune() {
-	queues, err := s.keeper.Queues()
+// tidy closes listeners that their program has closed, on a second look: the keeper's descriptor would keep the port open.
+func (s *Supervisor) tidy() {
+	for _, g := range s.state.Generations {
+		r := s.runs[g.Number]
+		if r == nil || g.Dead || r.pid == 0 || (g.Phase != Serving && g.Phase != Starting) {
+			continue
+		}
+		held := map[uint64]bool{}
+		pids, err := r.List()
+		if err != nil || len(pids) == 0 {
+			continue
+		}
+		for _, pid := range pids {
+			if err := sys.SocketFiles(pid, func(_ int, inode uint64) { held[inode] = true }); err != nil && !errors.Is(err, os.ErrNotExist) {
+				held = nil // not all can be seen
+				break
+			}
+		}
+		for _, l := range s.listenersOf(g.Number) {
+			switch {
+			case held == nil || held[l.Inode] || l.Handed:
+				delete(r.unheld, l.ID)
+			case !r.unheld[l.ID]:
+				r.unheld[l.ID] = true
+			default:
+				s.log.Info("the program has closed its listener", "generation", g.Number, "address", l.Form.String())
+				if err := s.keeper.Close(l.ID); err != nil {
+					s.log.Error("a closed listener is still held", "address", l.Form.String(), "err", err)
+				}
+				delete(r.unheld, l.ID)
+				s.refresh()
+				s.tellTrial(r)
+			}
+		}
+	}
+}
+
+// refresh takes the keeper's word for which listeners there are.
+func (s *Supervisor) refresh() {
+	all, err := s.keeper.Listeners()
 	if err != nil {
+		s.log.Error("the listeners are not known", "err", err)
 		return
 	}
-	for id := range s.listeners {
-		if !slices.ContainsFunc(queues, func(q keeper.Queue) bool { return q.ID == id }) {
-			delete(s.listeners, id)
-		}
+	clear(s.listeners)
+	for _, l := range all {
+		s.listeners[l.ID] = l
 	}
 }
 
@@ -350,8 +339,11 @@ func (s *Supervisor) refused(f keeper.Refused) {
 	if r == nil {
 		return
 	}
-	r.refusal = f.Reason
-	if !f.Fatal {
+	if !f.Fatal && r.refusedForm == f.Form {
+		return // it tries again and again
+	}
+	r.refusal, r.refusedForm = f.Reason, f.Form
+	if !f.Fatal && f.Reason == keeper.InUse {
 		r.refusal = fmt.Sprintf("it could not bind %s: the address is in use%s", f.Form, s.holder(f.Form))
 	}
 	s.log.Warn("refused a bind or listen", "generation", f.Generation, "address", f.Form.String(), "reason", r.refusal)
@@ -363,6 +355,10 @@ func (s *Supervisor) refused(f keeper.Refused) {
 // carryOut does what the model says, at once if it takes a few system calls, else in a task that posts its outcome.
 func (s *Supervisor) carryOut(a Action) {
 	r := s.runs[a.Generation]
+	if r == nil && slices.Contains([]ActionKind{DoProbe, DoSteer, DoDrain, DoSignal, DoKill, DoRelease}, a.Kind) {
+		s.log.Error("nothing is known of a generation any more", "generation", a.Generation, "wanted", a.Kind)
+		return
+	}
 	switch a.Kind {
 	case DoStart:
 		s.start(a)
@@ -471,9 +467,24 @@ func (s *Supervisor) start(a Action) {
 		}
 		_ = s.ask(context.Background(), func() {
 			s.inventory.Means = begun.Means
+			if begun.NoCgroup != "" {
+				s.leaveCgroup(r, begun.NoCgroup)
+			}
 			s.apply(Event{Kind: Started, At: time.Now(), Generation: a.Generation, PID: begun.Worker.PID})
 		})
 	}()
+}
+
+// leaveCgroup does without the cgroup that a generation could not be started in.
+func (s *Supervisor) leaveCgroup(r *run, why string) {
+	if r.order != nil {
+		r.order.Close()
+		r.order = nil
+	}
+	if err := removeCgroup(r.cgroup); err != nil {
+		s.log.Error("a cgroup stays behind", "path", r.cgroup, "err", err)
+	}
+	r.cgroup, r.cgroupWhy, r.orderWhy = "", why, "no cgroup v2: "+why
 }
 
 func (s *Supervisor) probe(r *run) {
@@ -490,9 +501,10 @@ func (s *Supervisor) probe(r *run) {
 			t.others = append(t.others, l.Form)
 		}
 		switch {
+		case l.Generation == r.generation || !l.Current:
 		case serving != nil && l.Generation == serving.Number && !serving.Dead:
 			t.forms = append(t.forms, l.Form)
-		case serving != nil && l.Generation == serving.Number, l.Generation == 0:
+		default: // a waiting room, or what a dead generation left
 			t.ports = append(t.ports, l.Form.Addr.Port())
 		}
 	}
@@ -522,31 +534,22 @@ func (s *Supervisor) steer(r *run) {
 	mine := s.listenersOf(r.generation)
 	for id, l := range s.listeners {
 		if l.Generation == r.generation {
-			l.Current = true
-			s.listeners[id] = l
 			continue
 		}
 		served := slices.ContainsFunc(mine, func(m keeper.Listener) bool { return m.Form == l.Form })
 		dead := l.Generation == 0 || s.state.generation(l.Generation) == nil || s.state.generation(l.Generation).Dead
-		if served {
-			l.Current = false
-			s.listeners[id] = l
-		} else if to := slices.IndexFunc(mine, func(m keeper.Listener) bool { return m.Form.Addr.Port() == l.Form.Addr.Port() }); dead && to >= 0 {
+		to := slices.IndexFunc(mine, func(m keeper.Listener) bool { return m.Form.Addr.Port() == l.Form.Addr.Port() })
+		if dead && !served && to >= 0 {
 			// What waited for one form of the port is brought to the one that the program chose.
 			if err := s.keeper.Relay(keeper.Relay{Listener: id, To: mine[to].Form.Reach()}); err != nil {
 				s.log.Error("connections that waited could not be forwarded", "address", l.Form.String(), "err", err)
 			}
-			delete(s.listeners, id)
 		}
 	}
 	if _, err := s.keeper.Release(0); err != nil {
 		s.log.Error("a waiting room stays open", "err", err)
 	}
-	for id, l := range s.listeners {
-		if l.Generation == 0 {
-			delete(s.listeners, id)
-		}
-	}
+	s.refresh()
 	s.log.Info("serving", "generation", r.generation)
 	s.apply(Event{Kind: Steered, At: time.Now(), Generation: r.generation, Queued: queued})
 }
@@ -572,11 +575,6 @@ func (s *Supervisor) release(r *run) {
 		r.notify.Close()
 	}
 	r.cancel()
-	for id, l := range s.listeners {
-		if l.Generation == r.generation {
-			delete(s.listeners, id)
-		}
-	}
 	delete(s.runs, r.generation)
 	go func() {
 		migrated, cut := 0, 0
@@ -601,7 +599,10 @@ func (s *Supervisor) release(r *run) {
 			waitFor(&r.tail.done, time.Second)
 		case <-time.After(time.Second):
 		}
-		s.post(Event{Kind: Released, Generation: r.generation, Queued: migrated, Drain: &Drained{Cut: cut}, Output: r.tail.last()})
+		_ = s.ask(context.Background(), func() {
+			s.refresh()
+			s.apply(Event{Kind: Released, At: time.Now(), Generation: r.generation, Queued: migrated, Drain: &Drained{Cut: cut}, Output: r.tail.last()})
+		})
 	}()
 }
 
@@ -619,8 +620,8 @@ func waitFor(wg *sync.WaitGroup, timeout time.Duration) {
 func (s *Supervisor) Restart(ctx context.Context, command []string, supersede, wait bool) (Entry, error) {
 	w := &waiter{steered: make(chan Entry, 1), ended: make(chan Entry, 1)}
 	if err := s.ask(ctx, func() {
-		s.lastID++
-		id := uint64(time.Now().UnixNano())<<8 | s.lastID&0xff
+		s.state.Requests++
+		id := s.state.Requests
 		s.tellers[id] = w
 		s.apply(Event{Kind: Requested, At: time.Now(), Request: Request{ID: id, Cause: ByRestart, Command: command, Supersede: supersede}})
 	}); err != nil {

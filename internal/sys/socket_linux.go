@@ -123,15 +123,16 @@ func itoa(n uint32) string {
 
 // Kind is what tells sockets apart before they are bound.
 type Kind struct {
-	Family   int    // INET, INET6 or another
-	Type     int    // SOCK_STREAM …
-	Protocol int    // ProtoTCP, ProtoMPTCP or another
-	V6Only   bool   // IPV6_V6ONLY
-	Device   int    // SO_BINDTOIFINDEX, 0 for none
-	Reuse    bool   // SO_REUSEPORT
-	Inode    uint64 // of the socket's file
-	UID      uint32 // its owner, which the kernel's SO_REUSEPORT rule compares
-	Listens  bool   // SO_ACCEPTCONN
+	Family    int    // INET, INET6 or another
+	Type      int    // SOCK_STREAM …
+	Protocol  int    // ProtoTCP, ProtoMPTCP or another
+	V6Only    bool   // IPV6_V6ONLY
+	Device    int    // SO_BINDTOIFINDEX, 0 for none
+	Reuse     bool   // SO_REUSEPORT
+	ReuseAddr bool   // SO_REUSEADDR
+	Inode     uint64 // of the socket's file
+	UID       uint32 // its owner, which the kernel's SO_REUSEPORT rule compares
+	Listens   bool   // SO_ACCEPTCONN
 }
 
 // IsStream reports whether it is a TCP or MPTCP socket of IPv4 or IPv6.
@@ -159,6 +160,7 @@ func KindOf(sock *os.File) (Kind, error) {
 		k.Type = get(unix.SOL_SOCKET, unix.SO_TYPE)
 		k.Protocol = get(unix.SOL_SOCKET, unix.SO_PROTOCOL)
 		k.Device = get(unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+		k.ReuseAddr = get(unix.SOL_SOCKET, unix.SO_REUSEADDR) != 0
 		k.Reuse = get(unix.SOL_SOCKET, unix.SO_REUSEPORT) != 0
 		k.Listens = get(unix.SOL_SOCKET, unix.SO_ACCEPTCONN) != 0
 		if family == unix.AF_INET6 {
@@ -305,8 +307,11 @@ func control(file *os.File, f func(fd int) error) error {
 	return inner
 }
 
-// Errno is the errno behind err, or EIO for an error that has none.
+// Errno is the errno behind err: 0 for no error, EIO for an error that has none.
 func Errno(err error) syscall.Errno {
+	if err == nil {
+		return 0
+	}
 	for err != nil {
 		if e, ok := err.(syscall.Errno); ok {
 			return e
@@ -341,3 +346,31 @@ func StopListening(sock *os.File) error {
 
 // IsReusePort reports whether an option is SO_REUSEPORT.
 func IsReusePort(level, name int) bool { return level == unix.SOL_SOCKET && name == unix.SO_REUSEPORT }
+
+// IsReuseAddr reports whether an option is SO_REUSEADDR.
+func IsReuseAddr(level, name int) bool { return level == unix.SOL_SOCKET && name == unix.SO_REUSEADDR }
+
+// StopTalking shuts a socket down both ways: its peer meets an end of file, and so does whoever reads it here.
+func StopTalking(sock *os.File) error {
+	return control(sock, func(fd int) error { return os.NewSyscallError("shutdown", unix.Shutdown(fd, unix.SHUT_RDWR)) })
+}
+
+// DeferAccept sets TCP_DEFER_ACCEPT, in seconds, and returns what it was.
+func DeferAccept(sock *os.File, seconds int) (was int, err error) {
+	err = control(sock, func(fd int) error {
+		if was, err = unix.GetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT); err != nil {
+			return os.NewSyscallError("getsockopt TCP_DEFER_ACCEPT", err)
+		}
+		if was == seconds {
+			return nil
+		}
+		return os.NewSyscallError("setsockopt TCP_DEFER_ACCEPT", unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, seconds))
+	})
+	return was, err
+}
+
+// Zone is the number of the interface that a zone names, as an address has it that the kernel gives.
+func Zone(name string) (string, error) {
+	index, err := zoneIndex(name)
+	return itoa(index), err
+}
