@@ -19,7 +19,7 @@ func (s *Supervisor) start(a Action) {
 	if s.config.Ready.Kind == "notify" {
 		path := fmt.Sprintf("%s.notify-%d", s.config.Control, a.Generation)
 		var err error
-		if r.notify, err = newNotifySocket(path); err != nil {
+		if r.notify, err = newNotifySocket(path, func() ([]int, error) { return s.members(r) }); err != nil {
 			close(r.begun)
 			s.post(Event{Kind: StartFailed, Generation: a.Generation, Reason: err.Error()})
 			return
@@ -72,6 +72,15 @@ func (s *Supervisor) start(a Action) {
 			s.apply(Event{Kind: Started, At: time.Now(), Generation: a.Generation, PID: begun.Worker.PID})
 		})
 	}()
+}
+
+// members are a generation's processes, for a task.
+func (s *Supervisor) members(r *run) ([]int, error) {
+	var p processes
+	if err := s.ask(context.Background(), func() { p = r.processes }); err != nil {
+		return nil, err
+	}
+	return p.List()
 }
 
 // leaveCgroup does without the cgroup that a generation could not be started in.

@@ -117,3 +117,40 @@ func PeerUID(c syscall.Conn) (uint32, error) {
 	}
 	return cred.Uid, nil
 }
+
+// PassSenders makes a Unix socket tell who sent each message (SO_PASSCRED, unix(7)).
+func PassSenders(c syscall.Conn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) {
+		inner = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1)
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt SO_PASSCRED", inner)
+}
+
+// SenderSize is the room that a message's sender takes.
+var SenderSize = unix.CmsgSpace(unix.SizeofUcred)
+
+// Sender is the process and the user that the kernel put beside a message; pid 0 if there is none. Descriptors that came along are closed.
+func Sender(oob []byte) (pid, uid int) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return 0, 0
+	}
+	for _, m := range messages {
+		if cred, err := unix.ParseUnixCredentials(&m); err == nil {
+			pid, uid = int(cred.Pid), int(cred.Uid)
+		}
+		if fds, err := unix.ParseUnixRights(&m); err == nil {
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+		}
+	}
+	return pid, uid
+}
