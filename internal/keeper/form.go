@@ -51,19 +51,6 @@ func (f Form) Overlaps(g Form) bool {
 	return meet(a4, b4) || meet(a6, b6)
 }
 
-// Covers reports whether every connection to g's address would find a listener of form f.
-func (f Form) Covers(g Form) bool {
-	if f.Addr.Port() != g.Addr.Port() || f.Device != 0 && f.Device != g.Device {
-		return false
-	}
-	within := func(a, b netip.Addr) bool {
-		return !b.IsValid() || a.IsValid() && (a == b || a.IsUnspecified())
-	}
-	a4, a6 := f.covers()
-	b4, b6 := g.covers()
-	return within(a4, b4) && within(a6, b6)
-}
-
 // covers is the IPv4 and the IPv6 address that a listener of the form takes; unspecified means all of the family, invalid none.
 func (f Form) covers() (v4, v6 netip.Addr) {
 	addr := f.Addr.Addr().WithZone("")

@@ -51,6 +51,7 @@ type Keeper struct {
 	workers    map[int]*worker
 	listeners  map[int]*listener
 	groups     map[Form]*steer.Group
+	strays     map[Form]uint64 // misled connections that have been reported
 	mode       steer.Mode
 	lastID     int
 	greeted    bool             // the supervisor has the inventory
@@ -93,6 +94,7 @@ func Run(config Config) (int, error) {
 		workers:   map[int]*worker{},
 		listeners: map[int]*listener{},
 		groups:    map[Form]*steer.Group{},
+		strays:    map[Form]uint64{},
 		relays:    map[int]struct{}{},
 	}
 	if err := sys.BecomeSubreaper(); err != nil {

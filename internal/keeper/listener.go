@@ -171,6 +171,10 @@ func (k *Keeper) steerForm(form Form, generation int, without ...*listener) erro
 			l.Current = l.Generation == generation
 		}
 	}
+	if n, err := k.groups[form].Strays(); err == nil && n > k.strays[form] {
+		k.log.Error("connections went to a listener that was not chosen, for the chosen one had left its group", "address", form.String(), "connections", n-k.strays[form])
+		k.strays[form] = n
+	}
 	return nil
 }
 
@@ -302,6 +306,7 @@ func (k *Keeper) forgetListener(l *listener) {
 	}
 	k.groups[l.Form].Close()
 	delete(k.groups, l.Form)
+	delete(k.strays, l.Form)
 }
 
 func (k *Keeper) refuse(generation int) error {

@@ -12,12 +12,6 @@ import (
 // ErrNoCgroup2 says that no cgroup v2 hierarchy is in reach.
 var ErrNoCgroup2 = errors.New("no cgroup v2 hierarchy is mounted")
 
-// Cgroup2Mount is the directory on which the cgroup v2 hierarchy is mounted.
-func Cgroup2Mount() (string, error) {
-	mount, _, err := cgroup2()
-	return mount, err
-}
-
 // OwnCgroup2 is the directory of this process's cgroup in the v2 hierarchy.
 func OwnCgroup2() (string, error) {
 	mount, root, err := cgroup2()
