@@ -58,10 +58,15 @@ func (s *Supervisor) drain(r *run) {
 	config := s.drainConfig(r)
 	ctx, cancel := context.WithTimeout(context.Background(), s.config.DrainTimeout)
 	r.cancel = cancel
-	end := func(d Drained) { s.post(Event{Kind: DrainEnded, Generation: r.generation, Drain: &d}) }
+	end := func(d Drained, left int) {
+		_ = s.ask(context.Background(), func() {
+			r.left = left
+			s.apply(Event{Kind: DrainEnded, At: time.Now(), Generation: r.generation, Drain: &d})
+		})
+	}
 	if len(config.Ports) == 0 {
 		cancel()
-		end(Drained{})
+		go end(Drained{}, 0)
 		return
 	}
 	began := time.Now()
@@ -77,6 +82,7 @@ func (s *Supervisor) drain(r *run) {
 	go func() {
 		defer cancel()
 		var d Drained
+		left := 0
 		for {
 			drainer, err := drain.New(config)
 			if err != nil {
@@ -90,6 +96,7 @@ func (s *Supervisor) drain(r *run) {
 			d.Finished += res.Closed
 			d.Polite += res.Ended
 			d.Idle = res.Idle
+			left = res.InFlight + res.Waiting
 			if err != nil || !config.KeepIdle || res.Idle == 0 || ctx.Err() != nil {
 				break
 			}
@@ -100,7 +107,7 @@ func (s *Supervisor) drain(r *run) {
 			}
 		}
 		d.Took, d.Wait = time.Since(began), wait
-		end(d)
+		end(d, left)
 	}()
 }
 
@@ -117,7 +124,7 @@ func (s *Supervisor) watchCut(r *run) func() int {
 	}
 	go func() {
 		// Two looks back: the last one may have come after the processes had died and their connections with them.
-		last, before := 0, 0
+		last, before := r.left, r.left
 		defer func() { inFlight <- before }()
 		tick := time.NewTicker(20 * time.Millisecond)
 		defer tick.Stop()
@@ -134,7 +141,9 @@ func (s *Supervisor) watchCut(r *run) func() int {
 			for running := true; running; {
 				select {
 				case <-tick.C:
-					before, last = last, drainer.Progress().InFlight
+					if ctx.Err() == nil {
+						before, last = last, drainer.Progress().InFlight
+					}
 				case <-done:
 					// It ends when nothing is in flight, and it also ends when all connections are gone.
 					running = false

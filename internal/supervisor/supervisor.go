@@ -55,6 +55,7 @@ type run struct {
 	tail        *tail
 	listening   chan []keeper.Listener // to its trial
 	cancel      context.CancelFunc     // of its trial or drain
+	left        int                    // connections with something in flight when its drain ended
 	cut         func() int             // ends watchCut
 	refusal     string                 // why it was last refused a bind or listen, and of what
 	refusedForm keeper.Form
